@@ -1,0 +1,72 @@
+#include <cmath>
+
+#include "cpu/exp.h"
+#include "cpu/kernels.h"
+
+namespace mbrnnt::cpu {
+namespace {
+
+// The row is read twice, the second time from the first-level cache.
+template <typename L>
+Real<L> RowLogNormalizer(const L* row, int64_t num_classes) {
+  using T = Real<L>;
+  T maximum = -T(INFINITY);
+#pragma omp simd reduction(max : maximum)
+  for (int64_t v = 0; v < num_classes; ++v) {
+    const T x = ToReal(row[v]);
+    maximum = x > maximum ? x : maximum;
+  }
+  const T shift = Shift(maximum);
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t v = 0; v < num_classes; ++v) sum += Exp(ToReal(row[v]) - shift);
+  return LogNormalizer(shift, sum);
+}
+
+}  // namespace
+
+template <typename L>
+void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& parallel_for) {
+  using T = Real<L>;
+  const int64_t columns = s.batch.columns, num_arcs = s.arc_classes.size;
+  parallel_for(s.batch.size * s.batch.max_frames, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
+      const Extent extent = s.batch.ExtentOf(b);
+      const int32_t* labels = s.labels + b * (columns - 1);
+      for (int64_t u = 0; u < columns; ++u) {
+        const int64_t node = row * columns + u;
+        T* arc_log_probs = s.arc_log_probs + node * num_arcs;
+        if (!extent.Contains(t, u)) {
+          s.log_normalizers[node] = T(INFINITY);
+          for (int64_t a = 0; a < num_arcs; ++a) arc_log_probs[a] = -T(INFINITY);
+          continue;
+        }
+        const L* logits = s.logits + node * s.num_classes;
+        const T normalizer = s.log_normalizers[node] = RowLogNormalizer(logits, s.num_classes);
+        for (int64_t a = 0; a < num_arcs; ++a) {
+          int64_t v = s.arc_classes.classes[a];
+          if (v == kNextLabel) {
+            if (u == extent.labels) {
+              arc_log_probs[a] = -T(INFINITY);
+              continue;
+            }
+            v = labels[u];
+            if (v < 0 || v >= s.num_classes) {
+              arc_log_probs[a] = T(NAN);
+              continue;
+            }
+          }
+          arc_log_probs[a] = ArcLogProb(ToReal(logits[v]), normalizer, s.sigma);
+        }
+      }
+    }
+  });
+}
+
+template void ComputeArcLogProbs(const ArcLogProbsStage<float>&, const ParallelFor&);
+template void ComputeArcLogProbs(const ArcLogProbsStage<double>&, const ParallelFor&);
+template void ComputeArcLogProbs(const ArcLogProbsStage<BFloat16>&, const ParallelFor&);
+template void ComputeArcLogProbs(const ArcLogProbsStage<Float16>&, const ParallelFor&);
+
+}  // namespace mbrnnt::cpu

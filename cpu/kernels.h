@@ -1,0 +1,24 @@
+// The CPU's traversals of the lattice stages. They know threads only as a
+// function that runs a loop body over [0, n) in pieces, in any order.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "lattice/stages.h"
+
+namespace mbrnnt::cpu {
+
+using LoopBody = std::function<void(int64_t begin, int64_t end)>;
+using ParallelFor = std::function<void(int64_t n, const LoopBody& body)>;
+
+template <typename L>
+void ComputeArcLogProbs(const ArcLogProbsStage<L>& stage, const ParallelFor& parallel_for);
+
+template <typename T>
+void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for);
+
+template <typename L>
+void ComputeLogitGradients(const LogitGradientsStage<L>& stage, const ParallelFor& parallel_for);
+
+}  // namespace mbrnnt::cpu

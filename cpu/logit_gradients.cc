@@ -1,0 +1,101 @@
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/exp.h"
+#include "cpu/kernels.h"
+
+namespace mbrnnt::cpu {
+namespace {
+
+// The classes that a node's arcs read, each once, with the weighed posteriors of
+// all the arcs that read it (a label may equal a blank).
+template <typename T>
+struct ReadClasses {
+  int size = 0;
+  int64_t classes[kMaxArcs];
+  T own[kMaxArcs];
+
+  void Add(int64_t v, T posterior) {
+    for (int i = 0; i < size; ++i) {
+      if (classes[i] == v) {
+        own[i] += posterior;
+        return;
+      }
+    }
+    classes[size] = v;
+    own[size++] = posterior;
+  }
+};
+
+// One node. `gradients` may be `logits`: the few logits that arcs read are looked
+// at before the row is overwritten.
+template <typename L>
+void WriteRow(const LogitGradientsStage<L>& s, int64_t node, const int32_t* next_label,
+              Real<L> cotangent) {
+  using T = Real<L>;
+  const L* logits = s.logits + node * s.num_classes;
+  L* gradients = s.logit_gradients + node * s.num_classes;
+  const T* posteriors = s.posteriors + node * s.arc_classes.size;
+
+  ReadClasses<T> read;
+  T occupancy = 0;
+  bool visited = false;
+  for (int a = 0; a < s.arc_classes.size; ++a) {
+    const int32_t fixed = s.arc_classes.classes[a];
+    const T posterior = s.rule.Weigh(posteriors[a], fixed == kNextLabel);
+    occupancy += posterior;
+    visited |= posterior != T(0);
+    const int64_t v = fixed == kNextLabel ? (next_label ? *next_label : -1) : fixed;
+    // An arc without a class is not there; its posterior is 0, or NaN like the others.
+    if (v >= 0 && v < s.num_classes) read.Add(v, posterior);
+  }
+  if (!visited) {  // no path comes through: nothing to read
+    std::fill_n(gradients, s.num_classes, FromReal<L>(T(0)));
+    return;
+  }
+
+  const T log_normalizer = s.log_normalizers[node];
+  T probability[kMaxArcs];
+  for (int i = 0; i < read.size; ++i) {
+    probability[i] = Exp(ToReal(logits[read.classes[i]]) - log_normalizer);
+  }
+  const GradientRule<T> rule = s.rule;
+#pragma omp simd
+  for (int64_t v = 0; v < s.num_classes; ++v) {
+    const T p = Exp(ToReal(logits[v]) - log_normalizer);
+    gradients[v] = FromReal<L>(rule.LogitGradient(p, occupancy, T(0), cotangent));
+  }
+  for (int i = 0; i < read.size; ++i) {
+    gradients[read.classes[i]] =
+        FromReal<L>(rule.LogitGradient(probability[i], occupancy, read.own[i], cotangent));
+  }
+}
+
+}  // namespace
+
+template <typename L>
+void ComputeLogitGradients(const LogitGradientsStage<L>& s, const ParallelFor& parallel_for) {
+  using T = Real<L>;
+  const int64_t columns = s.batch.columns;
+  parallel_for(s.batch.size * s.batch.max_frames, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
+      const Extent extent = s.batch.ExtentOf(b);
+      const int32_t* labels = s.labels + b * (columns - 1);
+      const int64_t inside = t < extent.frames ? extent.labels + 1 : 0;
+      for (int64_t u = 0; u < inside; ++u) {
+        WriteRow(s, row * columns + u, u < extent.labels ? labels + u : nullptr, s.cotangents[b]);
+      }
+      const T padding = extent.valid ? T(0) : T(NAN);
+      std::fill(s.logit_gradients + (row * columns + inside) * s.num_classes,
+                s.logit_gradients + (row + 1) * columns * s.num_classes, FromReal<L>(padding));
+    }
+  });
+}
+
+template void ComputeLogitGradients(const LogitGradientsStage<float>&, const ParallelFor&);
+template void ComputeLogitGradients(const LogitGradientsStage<double>&, const ParallelFor&);
+template void ComputeLogitGradients(const LogitGradientsStage<BFloat16>&, const ParallelFor&);
+template void ComputeLogitGradients(const LogitGradientsStage<Float16>&, const ParallelFor&);
+
+}  // namespace mbrnnt::cpu

@@ -1,0 +1,301 @@
+// XLA's buffers and attributes -> the lattice's stages. Shared by the CPU's and
+// the GPU's handlers, which add only their execution context.
+//
+// Python has checked shapes and types before; what is checked here guards the
+// pointers against any other caller of the registered targets.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "lattice/stages.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace mbrnnt {
+
+namespace ffi = xla::ffi;
+
+using Dims = std::vector<int64_t>;
+
+inline int64_t Product(const Dims& dims) {
+  int64_t product = 1;
+  for (int64_t d : dims) product *= d;
+  return product;
+}
+
+inline std::string ToString(const Dims& dims) {
+  std::string text = "[";
+  for (size_t i = 0; i < dims.size(); ++i) text += (i ? ", " : "") + std::to_string(dims[i]);
+  return text + "]";
+}
+
+// Collects the first fault among a handler's operands.
+class Checker {
+ public:
+  void Expect(const char* operand, ffi::AnyBuffer buffer, ffi::DataType dtype, const Dims& dims) {
+    const Dims got(buffer.dimensions().begin(), buffer.dimensions().end());
+    if (got != dims) {
+      Fail(std::string(operand) + ": expected shape " + ToString(dims) + ", got " + ToString(got));
+    }
+    if (buffer.element_type() != dtype) {
+      Fail(std::string(operand) + ": expected XLA data type " +
+           std::to_string(static_cast<int>(dtype)) + ", got " +
+           std::to_string(static_cast<int>(buffer.element_type())));
+    }
+  }
+  void Require(bool condition, const char* message) {
+    if (!condition) Fail(message);
+  }
+  bool ok() const { return fault_.empty(); }
+  ffi::Error error() const { return ffi::Error::InvalidArgument("jax_mbrnnt: " + fault_); }
+
+ private:
+  void Fail(std::string fault) {
+    if (fault_.empty()) fault_ = std::move(fault);
+  }
+  std::string fault_;
+};
+
+template <typename L>
+struct Tag {
+  using type = L;
+};
+
+template <typename Body>
+ffi::Error SwitchReal(ffi::DataType dtype, Body&& body) {
+  switch (dtype) {
+    case ffi::DataType::F32:
+      return body(Tag<float>());
+    case ffi::DataType::F64:
+      return body(Tag<double>());
+    default:
+      return ffi::Error::InvalidArgument("jax_mbrnnt: expected float32 or float64");
+  }
+}
+
+template <typename Body>
+ffi::Error SwitchLogits(ffi::DataType dtype, Body&& body) {
+  switch (dtype) {
+    case ffi::DataType::BF16:
+      return body(Tag<BFloat16>());
+    case ffi::DataType::F16:
+      return body(Tag<Float16>());
+    default:
+      return SwitchReal(dtype, body);
+  }
+}
+
+template <typename T>
+constexpr ffi::DataType RealDataType() {
+  return sizeof(T) == 8 ? ffi::DataType::F64 : ffi::DataType::F32;
+}
+
+template <typename T>
+T* Data(ffi::AnyBuffer buffer) {
+  return static_cast<T*>(buffer.untyped_data());
+}
+
+// The dimensions that all of a stage's buffers share, read off its first operand
+// [batch_dims..., T, U+1, last].
+struct Block {
+  Dims batch_dims;
+  int64_t frames = 0, columns = 0, last = 0;
+
+  static Block Of(ffi::AnyBuffer buffer, Checker& check) {
+    const auto dims = buffer.dimensions();
+    Block block;
+    check.Require(dims.size() >= 3, "the first operand needs the axes T, U+1 and one more");
+    if (!check.ok()) return block;
+    block.batch_dims.assign(dims.begin(), dims.end() - 3);
+    block.frames = dims[dims.size() - 3];
+    block.columns = dims[dims.size() - 2];
+    block.last = dims[dims.size() - 1];
+    check.Require(block.columns >= 1, "the axis U+1 of the first operand is empty");
+    return block;
+  }
+  Dims With(const Dims& core) const {
+    Dims dims = batch_dims;
+    dims.insert(dims.end(), core.begin(), core.end());
+    return dims;
+  }
+  Dims Nodes(int64_t last_axis) const { return With({frames, columns, last_axis}); }
+  Batch WithLengths(ffi::AnyBuffer logit_lengths, ffi::AnyBuffer label_lengths,
+                    Checker& check) const {
+    check.Expect("logit_lengths", logit_lengths, ffi::DataType::S32, batch_dims);
+    check.Expect("label_lengths", label_lengths, ffi::DataType::S32, batch_dims);
+    return {Product(batch_dims), frames, columns, Data<const int32_t>(logit_lengths),
+            Data<const int32_t>(label_lengths)};
+  }
+};
+
+inline ArcClasses DecodeArcClasses(ffi::Span<const int32_t> classes, int64_t num_classes,
+                                   Checker& check) {
+  ArcClasses decoded{};
+  check.Require(classes.size() >= 1 && classes.size() <= kMaxArcs, "number of arcs out of range");
+  if (!check.ok()) return decoded;
+  for (int32_t v : classes) {
+    check.Require(v == kNextLabel || (v >= 0 && v < num_classes), "arc class outside [0, V)");
+    decoded.classes[decoded.size++] = v;
+  }
+  return decoded;
+}
+
+inline ArcTable DecodeArcTable(ffi::Span<const int32_t> durations, ffi::Span<const int32_t> emits,
+                               Checker& check) {
+  ArcTable table{};
+  check.Require(durations.size() >= 1 && durations.size() <= kMaxArcs &&
+                    durations.size() == emits.size(),
+                "number of arcs out of range");
+  if (!check.ok()) return table;
+  for (size_t a = 0; a < durations.size(); ++a) {
+    const int32_t duration = durations.begin()[a], emitted = emits.begin()[a];
+    check.Require(duration >= 0 && (emitted == 1 || (emitted == 0 && duration >= 1)),
+                  "an arc must emit or have a duration");
+    table.arcs[table.size++] = {duration, emitted};
+  }
+  return table;
+}
+
+// ---- arc_log_probs -----------------------------------------------------------
+
+template <typename Binding>
+auto BindArcLogProbs(Binding binding) {
+  return std::move(binding).template Arg<ffi::AnyBuffer>()  // logits
+      .template Arg<ffi::AnyBuffer>()            // labels
+      .template Arg<ffi::AnyBuffer>()            // logit_lengths
+      .template Arg<ffi::AnyBuffer>()            // label_lengths
+      .template Ret<ffi::AnyBuffer>()            // arc_log_probs
+      .template Ret<ffi::AnyBuffer>()            // log_normalizers
+      .template Attr<ffi::Span<const int32_t>>("arc_classes")
+      .template Attr<double>("sigma");
+}
+
+template <typename Run>
+ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
+                             ffi::AnyBuffer logit_lengths, ffi::AnyBuffer label_lengths,
+                             ffi::Result<ffi::AnyBuffer> arc_log_probs,
+                             ffi::Result<ffi::AnyBuffer> log_normalizers,
+                             ffi::Span<const int32_t> classes, double sigma, Run&& run) {
+  return SwitchLogits(logits.element_type(), [&](auto tag) {
+    using L = typename decltype(tag)::type;
+    using T = Real<L>;
+    Checker check;
+    const Block block = Block::Of(logits, check);
+    const Batch batch = block.WithLengths(logit_lengths, label_lengths, check);
+    const ArcClasses arc_classes = DecodeArcClasses(classes, block.last, check);
+    check.Expect("labels", labels, ffi::DataType::S32, block.With({block.columns - 1}));
+    check.Expect("arc_log_probs", *arc_log_probs, RealDataType<T>(), block.Nodes(arc_classes.size));
+    check.Expect("log_normalizers", *log_normalizers, RealDataType<T>(),
+                 block.With({block.frames, block.columns}));
+    if (!check.ok()) return check.error();
+    return run(ArcLogProbsStage<L>{batch, block.last, arc_classes, static_cast<T>(sigma),
+                                   Data<const L>(logits), Data<const int32_t>(labels),
+                                   Data<T>(*arc_log_probs), Data<T>(*log_normalizers)});
+  });
+}
+
+// ---- lattice and lattice_score -------------------------------------------------
+
+// Workspace: alphas, then (with posteriors) betas, then likelihoods; two numbers each.
+inline int64_t LatticeWorkspaceSize(int64_t nodes, bool with_posteriors) {
+  return 2 * ((with_posteriors ? 2 : 1) * nodes + 1);
+}
+
+template <typename Binding>
+auto BindLattice(Binding binding) {
+  return std::move(binding).template Arg<ffi::AnyBuffer>()  // arc_log_probs
+      .template Arg<ffi::AnyBuffer>()            // logit_lengths
+      .template Arg<ffi::AnyBuffer>()            // label_lengths
+      .template Ret<ffi::AnyBuffer>()            // losses
+      .RemainingRets()                           // [posteriors,] workspace
+      .template Attr<ffi::Span<const int32_t>>("durations")
+      .template Attr<ffi::Span<const int32_t>>("emits");
+}
+
+template <typename Run>
+ffi::Error DecodeLattice(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_lengths,
+                         ffi::AnyBuffer label_lengths, ffi::Result<ffi::AnyBuffer> losses,
+                         ffi::RemainingRets rest, ffi::Span<const int32_t> durations,
+                         ffi::Span<const int32_t> emits, Run&& run) {
+  return SwitchReal(arc_log_probs.element_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Checker check;
+    const Block block = Block::Of(arc_log_probs, check);
+    const Batch batch = block.WithLengths(logit_lengths, label_lengths, check);
+    const ArcTable table = DecodeArcTable(durations, emits, check);
+    check.Require(block.last == table.size, "arc_log_probs: last axis is not the number of arcs");
+    check.Expect("losses", *losses, RealDataType<T>(), block.batch_dims);
+    check.Require(rest.size() == 1 || rest.size() == 2, "expected results losses, [posteriors,] workspace");
+    if (!check.ok()) return check.error();
+
+    const bool with_posteriors = rest.size() == 2;
+    const ffi::AnyBuffer workspace = **rest.get<ffi::AnyBuffer>(rest.size() - 1);
+    const int64_t nodes = batch.NodesPerUtterance();
+    check.Expect("workspace", workspace, RealDataType<T>(),
+                 block.With({LatticeWorkspaceSize(nodes, with_posteriors)}));
+    T* posteriors = nullptr;
+    if (with_posteriors) {
+      const ffi::AnyBuffer buffer = **rest.get<ffi::AnyBuffer>(0);
+      check.Expect("posteriors", buffer, RealDataType<T>(), block.Nodes(table.size));
+      posteriors = Data<T>(buffer);
+    }
+    if (!check.ok()) return check.error();
+    auto* alphas = Data<Scaled<T>>(workspace);
+    auto* betas = alphas + batch.size * nodes;
+    return run(LatticeStage<T>{batch, table, Data<const T>(arc_log_probs), Data<T>(*losses),
+                               posteriors, alphas, betas,
+                               with_posteriors ? betas + batch.size * nodes : betas});
+  });
+}
+
+// ---- logit_gradients -----------------------------------------------------------
+
+template <typename Binding>
+auto BindLogitGradients(Binding binding) {
+  return std::move(binding).template Arg<ffi::AnyBuffer>()  // logits
+      .template Arg<ffi::AnyBuffer>()            // labels
+      .template Arg<ffi::AnyBuffer>()            // logit_lengths
+      .template Arg<ffi::AnyBuffer>()            // label_lengths
+      .template Arg<ffi::AnyBuffer>()            // log_normalizers
+      .template Arg<ffi::AnyBuffer>()            // posteriors
+      .template Arg<ffi::AnyBuffer>()            // cotangents
+      .template Ret<ffi::AnyBuffer>()            // logit_gradients
+      .template Attr<ffi::Span<const int32_t>>("arc_classes")
+      .template Attr<double>("fastemit_lambda")
+      .template Attr<double>("clamp");
+}
+
+template <typename Run>
+ffi::Error DecodeLogitGradients(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
+                                ffi::AnyBuffer logit_lengths, ffi::AnyBuffer label_lengths,
+                                ffi::AnyBuffer log_normalizers, ffi::AnyBuffer posteriors,
+                                ffi::AnyBuffer cotangents,
+                                ffi::Result<ffi::AnyBuffer> logit_gradients,
+                                ffi::Span<const int32_t> classes, double fastemit_lambda,
+                                double clamp, Run&& run) {
+  return SwitchLogits(logits.element_type(), [&](auto tag) {
+    using L = typename decltype(tag)::type;
+    using T = Real<L>;
+    Checker check;
+    const Block block = Block::Of(logits, check);
+    const Batch batch = block.WithLengths(logit_lengths, label_lengths, check);
+    const ArcClasses arc_classes = DecodeArcClasses(classes, block.last, check);
+    check.Expect("labels", labels, ffi::DataType::S32, block.With({block.columns - 1}));
+    check.Expect("log_normalizers", log_normalizers, RealDataType<T>(),
+                 block.With({block.frames, block.columns}));
+    check.Expect("posteriors", posteriors, RealDataType<T>(), block.Nodes(arc_classes.size));
+    check.Expect("cotangents", cotangents, RealDataType<T>(), block.batch_dims);
+    check.Expect("logit_gradients", *logit_gradients, logits.element_type(),
+                 block.Nodes(block.last));
+    if (!check.ok()) return check.error();
+    return run(LogitGradientsStage<L>{
+        batch, block.last, arc_classes,
+        GradientRule<T>{static_cast<T>(1 + fastemit_lambda), static_cast<T>(clamp)},
+        Data<const L>(logits), Data<const int32_t>(labels), Data<const T>(log_normalizers),
+        Data<const T>(posteriors), Data<const T>(cotangents), Data<L>(*logit_gradients)});
+  });
+}
+
+}  // namespace mbrnnt

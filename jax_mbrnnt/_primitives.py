@@ -1,0 +1,300 @@
+"""One JAX primitive per stage: types, batching, sharding and lowering of the kernels.
+
+Every operand and result is `[batch_dims..., core dims...]`, and the batch is whatever precedes
+the core: `vmap` adds to it, a sharded `jit` splits it, the kernel flattens it. On a platform
+without a kernel a stage lowers to its twin in `_reference`.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import sdy
+from jax.interpreters import ad, batching, mlir, xla
+from jax.sharding import PartitionSpec
+
+from jax_mbrnnt import _ffi, _reference
+from jax_mbrnnt._reference import Stages
+from jax_mbrnnt._spec import Arc
+
+Aval = Any  # jax.core.ShapedArray has no public name in every supported version
+CORE_RANK = 3  # of every stage's first operand: T, U+1 and one more axis
+
+
+# ---- types: the batch part of shardings and of manual mesh axes ------------------------
+
+
+def varying_axes(x: Any) -> frozenset:
+    """The manual mesh axes (of `shard_map`) over which `x` varies."""
+    aval = jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)  # the newer name
+    return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
+
+
+def unify_varying(*operands: jax.Array) -> list[jax.Array]:
+    """Makes all operands vary over the mesh axes over which any of them does."""
+    wanted = frozenset().union(*map(varying_axes, operands))
+
+    def cast(x: jax.Array) -> jax.Array:
+        missing = tuple(sorted(wanted - varying_axes(x)))
+        if not missing:
+            return x
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(x, missing, to="varying")
+        return jax.lax.pvary(x, missing)
+
+    return [cast(x) for x in operands]
+
+
+def _result(operand: Aval, core_shape: Sequence[int], dtype: Any) -> Aval:
+    """The type of a result with the operand's batch dims: shape, sharding, varying axes."""
+    num_batch = len(operand.shape) - CORE_RANK
+    spec = tuple(operand.sharding.spec)
+    spec += (None,) * (len(operand.shape) - len(spec))
+    if any(axis is not None for axis in spec[num_batch:]):
+        raise TypeError(
+            "jax_mbrnnt: only batch dimensions may be explicitly sharded, got "
+            f"{operand}; reshard the last {CORE_RANK} dimensions first (jax.sharding.reshard)"
+        )
+    batch_spec = PartitionSpec(*spec[:num_batch], *(None,) * len(core_shape))
+    sharding = operand.sharding
+    if hasattr(sharding, "update"):
+        sharding = sharding.update(spec=batch_spec)
+    else:
+        sharding = sharding.with_spec(batch_spec)
+    return operand.update(
+        shape=(*operand.shape[:num_batch], *core_shape),
+        dtype=jnp.dtype(dtype),
+        weak_type=False,
+        sharding=sharding,
+    )
+
+
+# ---- lowering --------------------------------------------------------------------------
+
+
+def _sharding_rule(
+    num_batch: int, operands: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]
+) -> Any:
+    """Batch dims are shared by all operands and results; core dims are never split."""
+    sizes = list(operands[0][:num_batch])
+    replicated: list[int] = []
+
+    def mapping(shape: tuple[int, ...]) -> Any:
+        dims = [sdy.DimMappingAttr.get(factor_indices=[i]) for i in range(num_batch)]
+        for size in shape[num_batch:]:
+            replicated.append(len(sizes))
+            sizes.append(size)
+            dims.append(sdy.DimMappingAttr.get(factor_indices=[replicated[-1]]))
+        return sdy.TensorMappingAttr.get(dim_mappings=dims)
+
+    operand_mappings = [mapping(shape) for shape in operands]
+    result_mappings = [mapping(shape) for shape in results]
+    return sdy.OpShardingRuleAttr.get(
+        factor_sizes=sizes,
+        operand_mappings=operand_mappings,
+        result_mappings=result_mappings,
+        need_replication_factors=replicated,
+        is_custom=True,
+    )
+
+
+def _kernel_lowering(
+    target: str,
+    attributes: Callable[..., dict[str, Any]],
+    aliases: dict[int, int],
+    workspace: Callable[..., Sequence[Aval]],
+) -> Callable[..., Any]:
+    def lower(ctx: Any, *operands: Any, require_kernel: bool, **params: Any) -> Any:
+        del require_kernel  # here it is
+        num_results = len(ctx.avals_out)
+        extra = workspace(*ctx.avals_in) if workspace else ()
+        ctx = ctx.replace(avals_out=[*ctx.avals_out, *extra])
+        operand_shapes = [aval.shape for aval in ctx.avals_in]
+        result_shapes = [aval.shape for aval in ctx.avals_out]
+        num_batch = len(operand_shapes[0]) - CORE_RANK
+
+        # Together with register_ffi_target_as_batch_partitionable these keep a batch-sharded
+        # call on its device; without any one of them XLA gathers the logits.
+        partitioning = None
+        sizes = [size for shape in (*operand_shapes, *result_shapes) for size in shape]
+        if num_batch and all(isinstance(size, int) for size in sizes):  # else jax.export's symbols
+            count = ir.StringAttr.get(str(num_batch))
+            partitioning = {
+                "mhlo.frontend_attributes": ir.DictAttr.get({"num_batch_dims": count})
+            }
+            if jax.config.jax_use_shardy_partitioner:
+                rule = _sharding_rule(num_batch, operand_shapes, result_shapes)
+                partitioning["sdy.sharding_rule"] = rule
+
+        lowering = jax.ffi.ffi_lowering(
+            target, operand_output_aliases=aliases, extra_attributes=partitioning
+        )
+        return lowering(ctx, *operands, **attributes(**params))[:num_results]
+
+    return lower
+
+
+def _twin_lowering(twin: Callable[..., Any], platform: str) -> Callable[..., Any]:
+    lower_twin = mlir.lower_fun(twin, multiple_results=True)
+
+    def lower(ctx: Any, *operands: Any, require_kernel: bool, **params: Any) -> Any:
+        if require_kernel:
+            raise NotImplementedError(
+                f"implementation='ffi': jax_mbrnnt has no kernel for {platform}; use "
+                "implementation=None, which takes the best that there is, or 'xla'"
+            )
+        if platform == "cuda":
+            _warn_once()
+        return lower_twin(ctx, *operands, **params)
+
+    return lower
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        "jax_mbrnnt was built without CUDA kernels and runs its pure-JAX twin on this GPU. "
+        "Install it where nvcc is found, with JAX_MBRNNT_CUDA=ON, for the kernels.",
+        stacklevel=2,
+    )
+
+
+def _stage(
+    name: str,
+    result_avals: Callable[..., Sequence[Aval]],
+    twin: Callable[..., Any],
+    attributes: Callable[..., dict[str, Any]],
+    aliases: dict[int, int] | None = None,
+    workspace: Callable[..., Sequence[Aval]] | None = None,
+) -> Callable[..., Any]:
+    """Makes a stage's primitive and returns the function that binds it."""
+    primitive = Primitive(f"mbrnnt_{name}")
+    primitive.multiple_results = True
+    primitive.def_abstract_eval(result_avals)
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
+
+    lower_kernel = _kernel_lowering(_ffi.TARGETS[name], attributes, aliases or {}, workspace)
+    mlir.register_lowering(primitive, _twin_lowering(twin, "this platform"))
+    for platform in ("cpu", "cuda"):
+        has_kernel = platform in _ffi.PLATFORMS
+        lower = lower_kernel if has_kernel else _twin_lowering(twin, platform)
+        mlir.register_lowering(primitive, lower, platform=platform)
+
+    def batch(operands: Sequence[Any], dims: Sequence[int | None], **params: Any) -> Any:
+        (size,) = {x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None}
+        batched = [
+            jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+            for x, d in zip(operands, dims, strict=True)
+        ]
+        results = primitive.bind(*unify_varying(*batched), **params)
+        return results, (0,) * len(results)
+
+    batching.primitive_batchers[primitive] = batch
+
+    def no_derivative(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(
+            "the kernels of jax_mbrnnt give first derivatives in reverse mode; for higher orders "
+            "and for forward mode use implementation='xla'"
+        )
+
+    ad.primitive_jvps[primitive] = no_derivative
+
+    def bind(*operands: jax.Array, require_kernel: bool, **params: Any) -> Any:
+        return primitive.bind(*unify_varying(*operands), require_kernel=require_kernel, **params)
+
+    return bind
+
+
+# ---- the stages ------------------------------------------------------------------------
+
+
+def _arc_log_probs_avals(logits: Aval, *_: Aval, arc_classes: tuple[int, ...], **__: Any):
+    num_frames, columns, _ = logits.shape[-CORE_RANK:]
+    real = _reference.real_dtype(logits.dtype)
+    return [
+        _result(logits, (num_frames, columns, len(arc_classes)), real),
+        _result(logits, (num_frames, columns), real),
+    ]
+
+
+def _lattice_avals(arc_log_probs: Aval, *_: Aval, **__: Any):
+    losses = _result(arc_log_probs, (), arc_log_probs.dtype)
+    return [losses, _result(arc_log_probs, arc_log_probs.shape[-CORE_RANK:], arc_log_probs.dtype)]
+
+
+def _lattice_workspace(planes: int) -> Callable[..., Sequence[Aval]]:
+    """`planes` of mantissas and exponents of every node, and of each utterance's likelihood."""
+
+    def workspace(arc_log_probs: Aval, *_: Aval) -> Sequence[Aval]:
+        num_frames, columns, _ = arc_log_probs.shape[-CORE_RANK:]
+        size = 2 * (planes * num_frames * columns + 1)
+        return [_result(arc_log_probs, (size,), arc_log_probs.dtype)]
+
+    return workspace
+
+
+def _lattice_attributes(arcs: tuple[Arc, ...]) -> dict[str, Any]:
+    return {
+        "durations": np.asarray([arc.duration for arc in arcs], np.int32),
+        "emits": np.asarray([arc.emits for arc in arcs], np.int32),
+    }
+
+
+_arc_log_probs = _stage(
+    "arc_log_probs",
+    _arc_log_probs_avals,
+    _reference.arc_log_probs,
+    lambda arc_classes, sigma: {
+        "arc_classes": np.asarray(arc_classes, np.int32),
+        "sigma": np.float64(sigma),
+    },
+)
+
+_lattice = _stage(
+    "lattice",
+    _lattice_avals,
+    _reference.lattice,
+    _lattice_attributes,
+    aliases={0: 1},  # an arc's posterior may take the place of its log-probability
+    workspace=_lattice_workspace(planes=2),
+)
+
+_lattice_score = _stage(
+    "lattice_score",
+    lambda *avals, **params: _lattice_avals(*avals, **params)[:1],
+    lambda *operands, **params: [_reference.lattice_score(*operands, **params)],
+    _lattice_attributes,
+    workspace=_lattice_workspace(planes=1),
+)
+
+_logit_gradients = _stage(
+    "logit_gradients",
+    lambda logits, *_, **__: [_result(logits, logits.shape[-CORE_RANK:], logits.dtype)],
+    lambda *operands, **params: [_reference.logit_gradients(*operands, **params)],
+    lambda arc_classes, fastemit_lambda, clamp: {
+        "arc_classes": np.asarray(arc_classes, np.int32),
+        "fastemit_lambda": np.float64(fastemit_lambda),
+        "clamp": np.float64(clamp),
+    },
+    aliases={0: 0},  # the gradient overwrites logits that die here
+)
+
+
+def stages(require_kernel: bool) -> Stages:
+    """The stages as primitives; with `require_kernel` they refuse to lower to their twins."""
+    bound = functools.partial
+    return Stages(
+        arc_log_probs=bound(_arc_log_probs, require_kernel=require_kernel),
+        lattice=bound(_lattice, require_kernel=require_kernel),
+        lattice_score=lambda *a, **k: _lattice_score(*a, require_kernel=require_kernel, **k)[0],
+        logit_gradients=lambda *a, **k: _logit_gradients(*a, require_kernel=require_kernel, **k)[0],
+    )

@@ -1,0 +1,352 @@
+"""The transducer loss in pure JAX: every platform's twin of the kernels.
+
+It runs where there is no kernel (TPU, ROCm), gives derivatives of any order and in both
+modes, and is what the kernels are tested against. It shares no arithmetic with them: they
+compute posteriors from alphas and betas, it differentiates a scan over anti-diagonals.
+
+Each stage is a function of arrays `[batch_dims..., T, U+1, ...]`; lengths are int32 and
+`[batch_dims...]`. See `lattice/` for the recursions and the meaning of an arc table.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_mbrnnt._spec import NEXT_LABEL, Arc
+
+Arcs = tuple[Arc, ...]
+
+
+def real_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype in which logits of `dtype` are computed."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def _iota(size: int) -> jax.Array:
+    return jnp.arange(size, dtype=jnp.int32)
+
+
+def lengths_are_valid(
+    logit_lengths: jax.Array, label_lengths: jax.Array, num_frames: int, columns: int
+) -> jax.Array:
+    """`[batch_dims...]`: both lengths lie within the padded block."""
+    frames_fit = (logit_lengths >= 0) & (logit_lengths <= num_frames)
+    return frames_fit & (label_lengths >= 0) & (label_lengths < columns)
+
+
+def _inside(
+    logit_lengths: jax.Array, label_lengths: jax.Array, num_frames: int, columns: int
+) -> jax.Array:
+    """`[batch_dims..., T, U+1]`: the node belongs to the utterance's lattice."""
+    valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
+    t, u = _iota(num_frames)[:, None], _iota(columns)
+    inside = (t < logit_lengths[..., None, None]) & (u <= label_lengths[..., None, None])
+    return inside & valid[..., None, None]
+
+
+# ---- logits -> arc log-probabilities -------------------------------------------------
+
+
+def _log_normalizers(logits: jax.Array) -> jax.Array:
+    """log-sum-exp over the classes; +inf for a row of -inf, which has no exits."""
+    maximum = jnp.max(logits, axis=-1)
+    shift = jnp.where(maximum == -jnp.inf, 0, maximum)
+    total = jnp.sum(jnp.exp(logits - shift[..., None]), axis=-1)
+    # A NaN beside -inf may escape the maximum, never the sum.
+    return jnp.where(total == 0, jnp.inf, shift + jnp.log(jnp.where(total == 0, 1, total)))
+
+
+def _next_labels(labels: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """The class of each column's label arc, `[batch_dims..., U+1]`, and whether it is one.
+
+    The last column has no next label; what stands there is never used.
+    """
+    filler = jnp.zeros((*labels.shape[:-1], 1), labels.dtype)
+    padded = jnp.concatenate([labels, filler], axis=-1)
+    return padded, (padded >= 0) & (padded < num_classes)
+
+
+def arc_log_probs(
+    logits: jax.Array,
+    labels: jax.Array,
+    logit_lengths: jax.Array,
+    label_lengths: jax.Array,
+    *,
+    arc_classes: Sequence[int],
+    sigma: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Stage 1: `[..., T, U+1, A]` log-probabilities and `[..., T, U+1]` log-normalizers."""
+    *_, num_frames, columns, num_classes = logits.shape
+    x = logits.astype(real_dtype(logits.dtype))
+    normalizers = _log_normalizers(x)
+    label, is_class = _next_labels(labels, num_classes)
+    u = _iota(columns)
+
+    def logits_of(v: int) -> jax.Array:
+        if v != NEXT_LABEL:
+            return x[..., v]
+        index = jnp.where(is_class, label, 0)[..., None, :, None]
+        index = jnp.broadcast_to(index, (*x.shape[:-1], 1))
+        read = jnp.take_along_axis(x, index, axis=-1, mode="promise_in_bounds")[..., 0]
+        read = jnp.where(is_class[..., None, :], read, jnp.nan)
+        return jnp.where(u < label_lengths[..., None, None], read, -jnp.inf)
+
+    log_probs = jnp.stack([logits_of(v) for v in arc_classes], axis=-1)
+    log_probs = log_probs - normalizers[..., None] - sigma
+    inside = _inside(logit_lengths, label_lengths, num_frames, columns)
+    return (
+        jnp.where(inside[..., None], log_probs, -jnp.inf),
+        jnp.where(inside, normalizers, jnp.inf),
+    )
+
+
+def logit_gradients(
+    logits: jax.Array,
+    labels: jax.Array,
+    logit_lengths: jax.Array,
+    label_lengths: jax.Array,
+    log_normalizers: jax.Array,
+    posteriors: jax.Array,
+    cotangents: jax.Array,
+    *,
+    arc_classes: Sequence[int],
+    fastemit_lambda: float,
+    clamp: float,
+) -> jax.Array:
+    """Stage 3: gradient of the logits from the arcs' posteriors. One fused elementwise map."""
+    *_, num_frames, columns, num_classes = logits.shape
+    weights = [1.0 + fastemit_lambda if v == NEXT_LABEL else 1.0 for v in arc_classes]
+    weighed = [w * posteriors[..., a] for a, w in enumerate(weights)]
+    occupancy = functools.reduce(jnp.add, weighed)
+
+    x = logits.astype(posteriors.dtype)
+    gradient = jnp.exp(x - log_normalizers[..., None]) * occupancy[..., None]
+    label, _ = _next_labels(labels, num_classes)
+    classes = _iota(num_classes)
+    for v, own in zip(arc_classes, weighed, strict=True):
+        reads = classes == (label[..., None, :, None] if v == NEXT_LABEL else v)
+        gradient = gradient - jnp.where(reads, own[..., None], 0)
+    if clamp > 0:
+        gradient = jnp.clip(gradient, -clamp, clamp)
+    gradient = gradient * cotangents[..., None, None, None]
+
+    # No path comes through: 0, whatever the logits hold. Padding carries a posterior of 0 too.
+    visited = functools.reduce(jnp.logical_or, [p != 0 for p in weighed])
+    gradient = jnp.where(visited[..., None], gradient, 0)
+    valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
+    gradient = jnp.where(valid[..., None, None, None], gradient, jnp.nan)
+    return gradient.astype(logits.dtype)
+
+
+# ---- the lattice ---------------------------------------------------------------------
+
+
+def _existing_arcs(
+    logit_lengths: jax.Array, label_lengths: jax.Array, num_frames: int, columns: int, arcs: Arcs
+) -> jax.Array:
+    """`[batch_dims..., T, U+1, A]`: tail and head are nodes; only blanks enter the final one."""
+    frames = logit_lengths[..., None, None]
+    last = label_lengths[..., None, None]
+    t, u = _iota(num_frames)[:, None], _iota(columns)
+    there = [
+        (t < frames - arc.duration) & (u < last)
+        if arc.emits
+        else (t < frames - arc.duration) | ((t == frames - arc.duration) & (u == last))
+        for arc in arcs
+    ]
+    inside = _inside(logit_lengths, label_lengths, num_frames, columns)
+    return jnp.stack(jnp.broadcast_arrays(*there), axis=-1) & inside[..., None]
+
+
+def _by_head(plane: jax.Array, arc: Arc, diagonals: int) -> jax.Array:
+    """Lays `[..., T, U+1]` values of an arc out by the anti-diagonal t + u of its head.
+
+    Returns `[diagonals, ..., U+1]`, -inf where there is no such arc. A row longer by one
+    shears the plane: column u moves down by u.
+    """
+    *batch, num_frames, columns = plane.shape
+    nothing = jnp.asarray(-jnp.inf, plane.dtype)
+    keep = [(0, 0, 0)] * len(batch)
+
+    plane = jnp.swapaxes(plane, -1, -2)
+    moved = int(arc.emits)  # a label arc's head is one column to the right
+    right = diagonals + 1 - num_frames - arc.duration
+    plane = jax.lax.pad(plane, nothing, [*keep, (moved, -moved, 0), (arc.duration, right, 0)])
+    sheared = plane.reshape(*batch, -1)[..., : columns * diagonals]
+    return jnp.moveaxis(sheared.reshape(*batch, columns, diagonals), -1, 0)
+
+
+def _log_sum(terms: jax.Array) -> jax.Array:
+    """log-sum-exp over the first axis whose derivative is finite also where all are -inf."""
+    maximum = jax.lax.stop_gradient(jnp.max(terms, axis=0))
+    shift = jnp.where(jnp.isfinite(maximum), maximum, 0)
+    total = jnp.sum(jnp.exp(terms - shift), axis=0)
+    return jnp.where(total == 0, -jnp.inf, shift + jnp.log(jnp.where(total == 0, 1, total)))
+
+
+def _log_likelihoods(
+    arc_log_probs: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, arcs: Arcs
+) -> jax.Array:
+    """alpha at the final node, by a scan over the anti-diagonals n = t + u.
+
+    The alphas are kept relative to an integer offset that follows them: sums of integers are
+    exact in floating point, so the digits that the posteriors need are not lost to the size
+    of the log-likelihood.
+    """
+    *batch, num_frames, columns, _ = arc_log_probs.shape
+    dtype = arc_log_probs.dtype
+    # An arc that would reach beyond the padded frames is never there.
+    present = [(a, arc) for a, arc in enumerate(arcs) if arc.duration <= num_frames]
+    diagonals = num_frames + columns
+    reach = max([1, *(arc.duration + arc.emits for _, arc in present)])
+
+    exists = _existing_arcs(logit_lengths, label_lengths, num_frames, columns, arcs)
+    weights = jnp.where(exists, arc_log_probs, -jnp.inf)
+    by_head = [_by_head(weights[..., a], arc, diagonals) for a, arc in present]
+    if by_head:
+        steps = jnp.stack(by_head, axis=1)  # [diagonals, arcs, batch..., U+1]
+    else:
+        steps = jnp.full((diagonals, 0, *batch, columns), -jnp.inf, dtype)
+
+    # Something of every operand, so that the loop's state varies over the mesh as they do.
+    zero = jnp.where(jnp.any(exists, axis=(-3, -2, -1)), 0, 0).astype(dtype)
+    u = _iota(columns)
+    # recent[k] holds the alphas of diagonal n - 1 - k. Before the first one: nothing, but
+    # for the start node (0, 0), which enters diagonal 0 as if by an arc of weight 1.
+    recent = jnp.full((reach, *batch, columns), -jnp.inf, dtype) + zero[..., None]
+    start = jnp.where(u == 0, 0, -jnp.inf).astype(dtype) + zero[..., None]
+    at_end = logit_lengths + label_lengths
+
+    def step(carry, inputs):
+        recent, offset, log_likelihood = carry
+        n, weights_n = inputs
+        terms = [jnp.where(n == 0, start, -jnp.inf)]
+        for i, (_, arc) in enumerate(present):
+            tail = recent[arc.duration + arc.emits - 1]
+            if arc.emits:
+                tail = jnp.concatenate([jnp.full_like(tail[..., :1], -jnp.inf), tail[..., :-1]], -1)
+            terms.append(tail + weights_n[i])
+        alphas = _log_sum(jnp.stack(terms))
+
+        final = jnp.take_along_axis(alphas, jnp.clip(label_lengths, 0)[..., None], axis=-1)[..., 0]
+        log_likelihood = jnp.where(n == at_end, final + offset, log_likelihood)
+
+        maximum = jax.lax.stop_gradient(jnp.max(alphas, axis=-1))
+        center = jnp.where(jnp.isfinite(maximum), jnp.round(maximum), 0)
+        recent = jnp.concatenate([alphas[None], recent[:-1]]) - center[..., None]
+        return (recent, offset + center, log_likelihood), None
+
+    carry = (recent, zero, zero - jnp.inf)
+    (_, _, log_likelihood), _ = jax.lax.scan(step, carry, (_iota(diagonals), steps))
+    return log_likelihood
+
+
+def _poisoned(
+    losses: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, shape: Sequence[int]
+) -> jax.Array:
+    """NaN for an utterance with a length out of range or an infinite likelihood."""
+    *_, num_frames, columns, _ = shape
+    valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
+    return jnp.where(valid & (losses != -jnp.inf), losses, jnp.nan)
+
+
+def lattice_score(
+    arc_log_probs: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, *, arcs: Arcs
+) -> jax.Array:
+    """Stage 2 for evaluation: losses `[batch_dims...]` = -log-likelihoods."""
+    losses = -_log_likelihoods(arc_log_probs, logit_lengths, label_lengths, arcs)
+    return _poisoned(losses, logit_lengths, label_lengths, arc_log_probs.shape)
+
+
+def lattice(
+    arc_log_probs: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, *, arcs: Arcs
+) -> tuple[jax.Array, jax.Array]:
+    """Stage 2: losses and arc posteriors, the derivative of the log-likelihood."""
+    log_likelihoods, pullback = jax.vjp(
+        lambda x: _log_likelihoods(x, logit_lengths, label_lengths, arcs), arc_log_probs
+    )
+    (posteriors,) = pullback(jnp.ones_like(log_likelihoods))
+    shape = arc_log_probs.shape
+    losses = _poisoned(-log_likelihoods, logit_lengths, label_lengths, shape)
+    valid = lengths_are_valid(logit_lengths, label_lengths, *shape[-3:-1])
+    inside = _inside(logit_lengths, label_lengths, *shape[-3:-1]) | ~valid[..., None, None]
+    nothing = jnp.where(jnp.isnan(losses), jnp.nan, 0)[..., None, None]
+    nothing = jnp.where(inside, nothing, 0)[..., None]
+    possible = jnp.isfinite(losses)[..., None, None, None]
+    return losses, jnp.where(possible, posteriors, nothing)
+
+
+class Stages(NamedTuple):
+    """The stages that a loss is composed of, whoever computes them."""
+
+    arc_log_probs: Callable[..., tuple[jax.Array, jax.Array]]
+    lattice: Callable[..., tuple[jax.Array, jax.Array]]
+    lattice_score: Callable[..., jax.Array]
+    logit_gradients: Callable[..., jax.Array]
+
+
+STAGES = Stages(arc_log_probs, lattice, lattice_score, logit_gradients)
+
+
+# ---- differentiable in both modes and to any order -----------------------------------
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def differentiable_arc_log_probs(
+    logits: jax.Array,
+    labels: jax.Array,
+    logit_lengths: jax.Array,
+    label_lengths: jax.Array,
+    arc_classes: tuple[int, ...],
+    sigma: float,
+) -> jax.Array:
+    """Stage 1 with a derivative that keeps nothing of the logits' size but the logits."""
+    return arc_log_probs(
+        logits, labels, logit_lengths, label_lengths, arc_classes=arc_classes, sigma=sigma
+    )[0]
+
+
+@differentiable_arc_log_probs.defjvp
+def _differentiable_arc_log_probs_jvp(arc_classes, sigma, primals, tangents):
+    logits, labels, logit_lengths, label_lengths = primals
+    log_probs, normalizers = arc_log_probs(*primals, arc_classes=arc_classes, sigma=sigma)
+    *_, num_frames, columns, num_classes = logits.shape
+    inside = _inside(logit_lengths, label_lengths, num_frames, columns)
+    tangent = tangents[0].astype(log_probs.dtype)
+
+    # Selections by comparison, whose transpose is a selection too and fuses, where that of
+    # a gather is a scatter.
+    probabilities = jnp.exp(logits.astype(log_probs.dtype) - normalizers[..., None])
+    probabilities = jnp.where(inside[..., None], probabilities, 0)
+    expected = jnp.sum(probabilities * tangent, axis=-1)
+    label, _ = _next_labels(labels, num_classes)
+
+    def tangent_of(v: int) -> jax.Array:
+        if v != NEXT_LABEL:
+            return tangent[..., v]
+        reads = _iota(num_classes) == label[..., None, :, None]
+        return jnp.sum(jnp.where(reads, tangent, 0), axis=-1)
+
+    moved = jnp.stack([tangent_of(v) for v in arc_classes], axis=-1) - expected[..., None]
+    return log_probs, jnp.where(inside[..., None], moved, 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def differentiable_lattice_loss(
+    arc_log_probs: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, arcs: Arcs
+) -> jax.Array:
+    """-log-likelihoods; their derivative is minus the arc posteriors."""
+    return lattice_score(arc_log_probs, logit_lengths, label_lengths, arcs=arcs)
+
+
+@differentiable_lattice_loss.defjvp
+def _differentiable_lattice_loss_jvp(arcs, primals, tangents):
+    losses, posteriors = lattice(*primals, arcs=arcs)
+    # Where no path goes the tangent may be anything (that of a log-probability of -inf, say).
+    moved = jnp.where(posteriors == 0, 0, tangents[0])
+    return losses, -jnp.sum(posteriors * moved, axis=(-3, -2, -1))

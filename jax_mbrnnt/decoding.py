@@ -1,0 +1,290 @@
+"""Greedy decoding that skips frames as the model asks for it.
+
+A big blank says that nothing is spoken for the next few frames, so the joint need not be evaluated
+there: that is what a multi-blank transducer is trained for. The saving survives batching only if no
+utterance waits for another one, so every utterance keeps its own place in time here: one iteration
+of the loop evaluates the joint once for the whole batch, each utterance at its own frame.
+
+Nothing in this module knows how the logits are made. The joint and the prediction network are
+functions, and the state of the prediction network is any pytree.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from jax_mbrnnt._spec import blank_classes, validate_durations
+
+PyTree = Any
+
+
+class GreedyDecoding(NamedTuple):
+    """What `greedy_decode` found.
+
+    Attributes:
+      labels: `[B, max_labels]` int32, the label classes; -1 from `label_lengths` on.
+      label_lengths: `[B]` int32, how many labels were emitted.
+      frames: `[B, max_labels]` int32, the frame at which each label was emitted; -1 as in `labels`.
+      log_probs: `[B]` float32, the sum of the log-probabilities of the arcs taken, without any
+        logit under-normalisation. NaN if a NaN or a +inf was among the logits on the way, or if the
+        utterance's length was out of range.
+      joint_evaluations: `[B]` int32, at how many nodes of its lattice the utterance needed the
+        joint.
+    """
+
+    labels: jax.Array
+    label_lengths: jax.Array
+    frames: jax.Array
+    log_probs: jax.Array
+    joint_evaluations: jax.Array
+
+
+class _Search(NamedTuple):
+    """Where each utterance of the batch stands between two evaluations of the joint."""
+
+    frame: jax.Array  # [B]
+    symbols: jax.Array  # [B], emitted at this frame so far
+    prediction: PyTree  # of [B, ...]
+    state: PyTree  # of [B, ...]
+    decoding: GreedyDecoding
+
+
+def greedy_decode(
+    joint: Callable[[jax.Array, PyTree], jax.Array],
+    predict: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]],
+    encoded: ArrayLike,
+    logit_lengths: ArrayLike | None = None,
+    *,
+    initial_state: PyTree,
+    blank_id: int = -1,
+    big_blank_durations: Sequence[int] = (),
+    start_label: int | None = None,
+    max_symbols_per_frame: int = 10,
+    max_labels: int | None = None,
+) -> GreedyDecoding:
+    """Decodes a batch of utterances, at every node along the most probable arc.
+
+    The standard blank moves an utterance on by one frame, a big blank by its duration (beyond the
+    last frame it ends the utterance), and a label stays at the frame. No utterance waits for
+    another: the joint is evaluated as often as the slowest utterance needs it. Without big blanks
+    this is greedy decoding of an RNN-Transducer.
+
+    The function is plain traceable code around one `jax.lax.while_loop`, which JAX compiles as a
+    unit in any case. Called eagerly with new closures it is compiled anew every time, so decode
+    under your own `jax.jit`, with the parameters as arguments of the jitted function; `joint` and
+    `predict` may close over them. `jax.vmap` and batch-sharded inputs work too.
+
+    Args:
+      joint: `(encoded_frame [B, H...], prediction) -> logits [B, V]`, where `encoded_frame` holds
+        one frame of every utterance. Unnormalised logits and log-probabilities are both fine.
+      predict: `(labels [B] int32, state) -> (prediction, state)`, both pytrees of `[B, ...]`
+        arrays. It is called once with `start_label` and `initial_state`, and then after each
+        evaluation of the joint for the whole batch; utterances that emitted nothing keep their
+        prediction and state (and are passed `start_label`).
+      encoded: `[B, T, H...]`, the output of the encoder.
+      logit_lengths: `[B]` integers, the valid frames of each utterance; all of them if None.
+      initial_state: the prediction network's state before `start_label`; `()` if it has none.
+      blank_id: class of the standard blank; negative values count from the last class.
+      big_blank_durations: the frames each big blank covers, all at least 2. Big blank `i` is class
+        `blank_id - 1 - i`.
+      start_label: the label that starts every utterance; the class of the standard blank if None.
+      max_symbols_per_frame: after so many labels at one frame the utterance goes on to the next
+        frame, without a further evaluation of the joint and at no cost in log-probability. Every
+        jump restarts the count.
+      max_labels: an utterance ends when it has emitted this many labels. If None,
+        `T * max_symbols_per_frame`, which no utterance can exceed.
+
+    Returns:
+      A `GreedyDecoding`.
+
+    Raises:
+      TypeError: `logit_lengths` are not integers, or the logits of `joint` not floating-point.
+      ValueError: an argument has a wrong shape or value, or the logits of `joint` are not `[B, V]`.
+
+    Source: Xu et al., "Multi-blank Transducers for Speech Recognition", arXiv 2211.03541.
+
+    Example:
+      A joint that adds two tables, and a prediction network that knows the last label alone:
+
+      >>> import jax, jax.numpy as jnp
+      >>> from jax_mbrnnt import greedy_decode
+      >>> table = jax.random.normal(jax.random.key(0), (6, 6))
+      >>> @jax.jit
+      ... def decode(table, encoded, logit_lengths):
+      ...     return greedy_decode(
+      ...         lambda frame, prediction: frame + prediction,
+      ...         lambda labels, state: (table[labels], state),
+      ...         encoded,
+      ...         logit_lengths,
+      ...         initial_state=(),
+      ...         big_blank_durations=(2, 4),
+      ...     )
+      >>> encoded = jax.random.normal(jax.random.key(1), (2, 50, 6))
+      >>> decoding = decode(table, encoded, jnp.array([50, 30]))
+      >>> hypothesis = decoding.labels[0, : decoding.label_lengths[0]]
+    """
+    big_blank_durations = validate_durations(big_blank_durations)
+    encoded = jnp.asarray(encoded)
+    if encoded.ndim < 2:
+        raise ValueError(f"encoded: expected shape [B, T, H...], got {encoded.shape}")
+    if max_symbols_per_frame < 1:
+        raise ValueError(f"max_symbols_per_frame: expected at least 1, got {max_symbols_per_frame}")
+    batch, frames = encoded.shape[:2]
+    if max_labels is None:
+        max_labels = frames * max_symbols_per_frame
+    if max_labels < 0:
+        raise ValueError(f"max_labels: expected at least 0, got {max_labels}")
+    lengths, in_range = _checked_lengths(logit_lengths, encoded)
+    if frames == 0:  # Nothing is decoded, but the loop still needs a frame to be compiled with.
+        encoded = jnp.zeros((batch, 1, *encoded.shape[2:]), encoded.dtype)
+
+    vocabulary = _count_classes(joint, predict, encoded, initial_state)
+    blanks = blank_classes(blank_id, big_blank_durations, vocabulary)
+    class_durations = np.zeros(vocabulary, np.int32)
+    class_durations[list(blanks)] = (1, *big_blank_durations)
+    start = blanks[0] if start_label is None else start_label
+
+    def unfinished(search: _Search) -> jax.Array:
+        return (search.frame < lengths) & (search.decoding.label_lengths < max_labels)
+
+    def advance(search: _Search) -> _Search:
+        active = unfinished(search)
+        found = search.decoding
+        logits = joint(_at(encoded, search.frame), search.prediction)
+        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        duration = jnp.asarray(class_durations)[best]
+
+        emits = active & (duration == 0)
+        symbols = jnp.where(emits, search.symbols + 1, 0)
+        is_full = symbols == max_symbols_per_frame
+        jump = jnp.where(is_full, 1, duration)
+
+        # Outside the buffer nothing is written: that is where the others put what they have.
+        place = jnp.where(emits, found.label_lengths, max_labels)
+        prediction, state = predict(jnp.where(emits, best, start), search.state)
+        return _Search(
+            frame=search.frame + jnp.where(active, jump, 0),
+            symbols=jnp.where(is_full, 0, symbols),
+            prediction=_select(emits, prediction, search.prediction),
+            state=_select(emits, state, search.state),
+            decoding=GreedyDecoding(
+                labels=_put(found.labels, place, best),
+                label_lengths=found.label_lengths + emits.astype(jnp.int32),
+                frames=_put(found.frames, place, search.frame),
+                log_probs=found.log_probs + jnp.where(active, _max_log_prob(logits), 0.0),
+                joint_evaluations=found.joint_evaluations + active.astype(jnp.int32),
+            ),
+        )
+
+    # Under `shard_map` the loop's state has to vary over the mesh from the start, as its results
+    # do. Hence all of it is selected, between equal values, by something made of `encoded`.
+    true = jnp.all(encoded[:, :0] == 0, axis=tuple(range(1, encoded.ndim)))  # All of nothing.
+    in_range &= true
+    zeros = jnp.where(in_range, 0, 0).astype(jnp.int32)
+    prediction, state = predict(jnp.full_like(zeros, start), initial_state)
+    nothing = jnp.broadcast_to(zeros[:, None] - 1, (batch, max_labels))
+    search = _Search(
+        frame=zeros,
+        symbols=zeros,
+        prediction=_select(in_range, prediction, prediction),
+        state=_select(in_range, state, state),
+        decoding=GreedyDecoding(
+            labels=nothing,
+            label_lengths=zeros,
+            frames=nothing,
+            log_probs=jnp.where(in_range, 0.0, jnp.nan).astype(jnp.float32),
+            joint_evaluations=zeros,
+        ),
+    )
+    return lax.while_loop(lambda search: jnp.any(unfinished(search)), advance, search).decoding
+
+
+def _checked_lengths(
+    logit_lengths: ArrayLike | None, encoded: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `[B]` frames to decode, and whether the length is in range (if not, 0 frames)."""
+    batch, frames = encoded.shape[:2]
+    if logit_lengths is None:
+        logit_lengths = jnp.full((batch,), frames, jnp.int32)
+    lengths = jnp.asarray(logit_lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"logit_lengths: expected an integer dtype, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise ValueError(f"logit_lengths: expected shape {(batch,)}, got {lengths.shape}")
+    if not isinstance(lengths, jax.core.Tracer) and lengths.is_fully_addressable:
+        for b, length in enumerate(np.asarray(lengths)):
+            if not 0 <= length <= frames:
+                raise ValueError(
+                    f"logit_lengths[{b}]: expected a value in [0, {frames + 1}) (T = {frames}), "
+                    f"got {length}"
+                )
+    in_range = (lengths >= 0) & (lengths <= frames)
+    return jnp.where(in_range, lengths, 0).astype(jnp.int32), in_range
+
+
+def _count_classes(
+    joint: Callable[[jax.Array, PyTree], jax.Array],
+    predict: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]],
+    encoded: jax.Array,
+    initial_state: PyTree,
+) -> int:
+    """Returns V, from the shapes alone."""
+    batch = encoded.shape[0]
+
+    def first_logits(encoded: jax.Array, state: PyTree) -> jax.Array:
+        place = jnp.zeros((batch,), jnp.int32)
+        prediction, _ = predict(place, state)
+        return joint(_at(encoded, place), prediction)
+
+    logits = jax.eval_shape(first_logits, encoded, initial_state)
+    if logits.ndim != 2 or logits.shape[0] != batch:
+        raise ValueError(f"joint: expected logits of shape [{batch}, V], got {logits.shape}")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise TypeError(f"joint: expected logits of a floating dtype, got {logits.dtype}")
+    return int(logits.shape[1])
+
+
+def _at(encoded: jax.Array, frame: jax.Array) -> jax.Array:
+    """Returns `encoded[b, frame[b]]` for every b, the last frame for those that are past it."""
+    # A vmap, not `encoded[arange(B), frame]`: the batch stays local where it is sharded.
+    rows: jax.Array = jax.vmap(partial(lax.dynamic_index_in_dim, keepdims=False))(encoded, frame)
+    return rows
+
+
+def _put(buffer: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
+    """Writes `value[b]` to `buffer[b, place[b]]` where that is inside of the buffer."""
+    if buffer.size == 0:  # JAX refuses to index an axis of size 0, even to write nothing.
+        return buffer
+    written: jax.Array = jax.vmap(lambda row, i, x: row.at[i].set(x, mode="drop"))(
+        buffer, place, value
+    )
+    return written
+
+
+def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Returns `new` for the utterances where `condition` holds, else `old`."""
+
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        new, old = jnp.asarray(new), jnp.asarray(old)
+        if new.shape[:1] != condition.shape:
+            raise ValueError(
+                "predict: expected a prediction and a state whose arrays begin with the batch "
+                f"dimension {condition.shape[0]}, got an array of shape {new.shape}"
+            )
+        return jnp.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(select, new, old)
+
+
+def _max_log_prob(logits: jax.Array) -> jax.Array:
+    """Returns the log-probability `[B]` of the most probable class."""
+    logits = logits.astype(jnp.float32)
+    largest = jnp.max(logits, axis=-1)
+    log_prob = largest - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(jnp.isneginf(largest), -jnp.inf, log_prob)  # A row without any exit.

@@ -1,0 +1,59 @@
+// From logits to arc log-probabilities and back: the arithmetic of one node's row
+// of V logits. How a row is traversed (SIMD lanes, a warp) is a room's business.
+#pragma once
+
+#include <cstdint>
+
+#include "lattice/lattice.h"
+#include "lattice/macros.h"
+
+namespace mbrnnt {
+
+// Class that an arc reads: a fixed one for a blank, the next label for kNextLabel.
+inline constexpr int32_t kNextLabel = -1;
+
+struct ArcClasses {
+  int32_t size;
+  int32_t classes[kMaxArcs];
+};
+
+// The row's logits are shifted by their maximum before exp, by 0 where all are -inf.
+template <typename T>
+MBRNNT_HD T Shift(T maximum) {
+  return maximum == -T(INFINITY) ? T(0) : maximum;
+}
+
+// log(sum(exp(row))) from sum(exp(row - shift)). A row of -inf has no exits: its
+// normalizer is +inf, which makes every log-probability -inf and every probability
+// 0 with no further case. NaN and +inf give NaN.
+template <typename T>
+MBRNNT_HD T LogNormalizer(T shift, T sum_of_exp) {
+  return sum_of_exp == T(0) ? T(INFINITY) : shift + std::log(sum_of_exp);
+}
+
+template <typename T>
+MBRNNT_HD T ArcLogProb(T logit, T log_normalizer, T sigma) {
+  return logit - log_normalizer - sigma;
+}
+
+// How arc posteriors become logit gradients.
+template <typename T>
+struct GradientRule {
+  T label_weight;  // 1 + fastemit_lambda: weighs the label arcs' posteriors
+  T clamp;         // 0: none
+
+  MBRNNT_HD T Weigh(T posterior, bool is_label) const {
+    return is_label ? label_weight * posterior : posterior;
+  }
+  // probability: softmax of the logit; occupancy: sum of all arcs' weighed
+  // posteriors; own: the part of it whose arcs read this class.
+  MBRNNT_HD T LogitGradient(T probability, T occupancy, T own, T cotangent) const {
+    T gradient = probability * occupancy - own;
+    if (clamp > T(0)) {
+      gradient = gradient > clamp ? clamp : (gradient < -clamp ? -clamp : gradient);
+    }
+    return gradient * cotangent;
+  }
+};
+
+}  // namespace mbrnnt

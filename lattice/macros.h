@@ -1,0 +1,9 @@
+// The lattice's only macro: a function that nvcc builds for both processors and
+// a host compiler for its own.
+#pragma once
+
+#if defined(__CUDACC__)
+#define MBRNNT_HD __host__ __device__ __forceinline__
+#else
+#define MBRNNT_HD inline
+#endif

@@ -1,0 +1,105 @@
+// Probabilities of any size: mantissa * 2^exponent.
+//
+// The likelihood of an utterance underflows float32 after a few dozen frames.
+// The usual remedy, its logarithm, loses the digits that the posteriors need: a
+// float32 near -2000 has a unit in the last place of 1e-4, which becomes the
+// relative error of exp(alpha + beta - ll). Here the mantissa keeps its 24 bits
+// however small the number, a product costs one multiplication, and the log-sum
+// of two numbers needs neither exp nor log:
+//
+//   log-domain                      here
+//   a + b                           Multiply(a, b)
+//   LogAdd(a, b), neutral -inf      Add(a, b), neutral Zero
+//
+// The exponent is an integer held in a T, so that a weight such as exp(-1e30) (a
+// masked class) stays a small number instead of overflowing, and Zero's exponent
+// can be -inf. NaN in either operand gives a NaN mantissa.
+//
+// Invariant: the mantissa is 0 (exponent -inf), NaN, or within [2^-20, 2^20]
+// after Rescaled, which every node of the lattice applies.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "lattice/macros.h"
+#include "lattice/number.h"
+
+namespace mbrnnt {
+
+template <typename T>
+struct Scaled {
+  T mantissa;
+  T exponent;
+
+  static MBRNNT_HD Scaled Zero() { return {T(0), -T(INFINITY)}; }
+  static MBRNNT_HD Scaled One() { return {T(1), T(0)}; }
+};
+
+// 2^k for an integer k up to 126, and 0 where that is too small to matter. A NaN
+// k gives 0 as well: the mantissa beside it is NaN and carries on.
+MBRNNT_HD float PowerOfTwo(float k) {
+  return k > -126.0f ? BitCast<float>((static_cast<int32_t>(k) + 127) << 23) : 0.0f;
+}
+MBRNNT_HD double PowerOfTwo(double k) {
+  return k > -1022.0 ? BitCast<double>((static_cast<int64_t>(k) + 1023) << 52) : 0.0;
+}
+
+// ln 2 in two parts; the first has few bits, so that its product with an
+// exponent is exact (Cody and Waite 1980).
+template <typename T>
+struct Ln2;
+template <>
+struct Ln2<float> {
+  static constexpr float kHigh = 0.693359375f, kLow = -2.12194440e-4f;
+};
+template <>
+struct Ln2<double> {
+  static constexpr double kHigh = 6.93145751953125e-1, kLow = 1.42860682030941723212e-6;
+};
+
+// exp(x) of a log-probability.
+template <typename T>
+MBRNNT_HD Scaled<T> FromLog(T x) {
+  if (x == -T(INFINITY)) return Scaled<T>::Zero();
+  const T exponent = std::rint(x * T(1.4426950408889634));
+  T rest = (x - exponent * Ln2<T>::kHigh) - exponent * Ln2<T>::kLow;
+  // |rest| <= ln(2)/2, but for an x so large that its own spacing exceeds 1.
+  rest = rest > T(1) ? T(1) : (rest < T(-1) ? T(-1) : rest);
+  return {std::exp(rest), exponent};
+}
+
+template <typename T>
+MBRNNT_HD T Log(Scaled<T> x) {
+  if (x.mantissa == T(0)) return -T(INFINITY);
+  return x.exponent * Ln2<T>::kHigh + (x.exponent * Ln2<T>::kLow + std::log(x.mantissa));
+}
+
+template <typename T>
+MBRNNT_HD Scaled<T> Multiply(Scaled<T> a, Scaled<T> b) {
+  return {a.mantissa * b.mantissa, a.exponent + b.exponent};
+}
+
+template <typename T>
+MBRNNT_HD Scaled<T> Add(Scaled<T> a, Scaled<T> b) {
+  const Scaled<T> high = a.exponent > b.exponent ? a : b;
+  const Scaled<T> low = a.exponent > b.exponent ? b : a;
+  return {high.mantissa + low.mantissa * PowerOfTwo(low.exponent - high.exponent), high.exponent};
+}
+
+// Brings the mantissa back into range. From one node to the next it changes by
+// far less than 2^20, so one exact step is enough.
+template <typename T>
+MBRNNT_HD Scaled<T> Rescaled(Scaled<T> x) {
+  if (x.mantissa > T(0x1p20)) return {x.mantissa * T(0x1p-20), x.exponent + T(20)};
+  if (x.mantissa < T(0x1p-20)) return {x.mantissa * T(0x1p20), x.exponent - T(20)};
+  return x;
+}
+
+// a / b as a plain number, for a <= b.
+template <typename T>
+MBRNNT_HD T Ratio(Scaled<T> a, Scaled<T> b) {
+  return a.mantissa / b.mantissa * PowerOfTwo(a.exponent - b.exponent);
+}
+
+}  // namespace mbrnnt
