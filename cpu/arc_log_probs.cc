@@ -1,33 +1,13 @@
 #include <cmath>
 
-#include "cpu/exp.h"
 #include "cpu/kernels.h"
+#include "cpu/rows.h"
 
 namespace mbrnnt::cpu {
-namespace {
-
-// The row is read twice, the second time from the first-level cache.
-template <typename L>
-Real<L> RowLogNormalizer(const L* row, int64_t num_classes) {
-  using T = Real<L>;
-  T maximum = -T(INFINITY);
-#pragma omp simd reduction(max : maximum)
-  for (int64_t v = 0; v < num_classes; ++v) {
-    const T x = ToReal(row[v]);
-    maximum = x > maximum ? x : maximum;
-  }
-  const T shift = Shift(maximum);
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t v = 0; v < num_classes; ++v) sum += Exp(ToReal(row[v]) - shift);
-  return LogNormalizer(shift, sum);
-}
-
-}  // namespace
-
 template <typename L>
 void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& parallel_for) {
   using T = Real<L>;
+  const auto log_normalizer = BestRowLoops<L>().log_normalizer;
   const int64_t columns = s.batch.columns, num_arcs = s.arc_classes.size;
   parallel_for(s.batch.size * s.batch.max_frames, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -43,7 +23,7 @@ void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& paralle
           continue;
         }
         const L* logits = s.logits + node * s.num_classes;
-        const T normalizer = s.log_normalizers[node] = RowLogNormalizer(logits, s.num_classes);
+        const T normalizer = s.log_normalizers[node] = log_normalizer(logits, s.num_classes);
         for (int64_t a = 0; a < num_arcs; ++a) {
           int64_t v = s.arc_classes.classes[a];
           if (v == kNextLabel) {

@@ -6,13 +6,14 @@
 #include <cmath>
 #include <cstdint>
 
+#include "lattice/macros.h"
 #include "lattice/number.h"
 
 namespace mbrnnt::cpu {
 
 // Within 2 units in the last place; 0 below -87.3 (where float32 turns denormal),
 // so exp(-inf) is 0; NaN stays NaN.
-inline float Exp(float x) {
+MBRNNT_HD float Exp(float x) {
   const float bounded = x < -87.3f ? -87.3f : x;
   // Adding 1.5 * 2^23 leaves round(x / ln 2) in the low bits of the sum.
   constexpr float kRound = 12582912.0f;
@@ -32,6 +33,6 @@ inline float Exp(float x) {
   return x < -87.3f ? 0.0f : result;
 }
 
-inline double Exp(double x) { return std::exp(x); }
+MBRNNT_HD double Exp(double x) { return std::exp(x); }
 
 }  // namespace mbrnnt::cpu

@@ -3,6 +3,7 @@
 
 #include "cpu/exp.h"
 #include "cpu/kernels.h"
+#include "cpu/rows.h"
 
 namespace mbrnnt::cpu {
 namespace {
@@ -30,8 +31,8 @@ struct ReadClasses {
 // One node. `gradients` may be `logits`: the few logits that arcs read are looked
 // at before the row is overwritten.
 template <typename L>
-void WriteRow(const LogitGradientsStage<L>& s, int64_t node, const int32_t* next_label,
-              Real<L> cotangent) {
+void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t node,
+              const int32_t* next_label, Real<L> cotangent) {
   using T = Real<L>;
   const L* logits = s.logits + node * s.num_classes;
   L* gradients = s.logit_gradients + node * s.num_classes;
@@ -59,15 +60,10 @@ void WriteRow(const LogitGradientsStage<L>& s, int64_t node, const int32_t* next
   for (int i = 0; i < read.size; ++i) {
     probability[i] = Exp(ToReal(logits[read.classes[i]]) - log_normalizer);
   }
-  const GradientRule<T> rule = s.rule;
-#pragma omp simd
-  for (int64_t v = 0; v < s.num_classes; ++v) {
-    const T p = Exp(ToReal(logits[v]) - log_normalizer);
-    gradients[v] = FromReal<L>(rule.LogitGradient(p, occupancy, T(0), cotangent));
-  }
+  loops.gradient(logits, s.num_classes, log_normalizer, occupancy, s.rule, cotangent, gradients);
   for (int i = 0; i < read.size; ++i) {
     gradients[read.classes[i]] =
-        FromReal<L>(rule.LogitGradient(probability[i], occupancy, read.own[i], cotangent));
+        FromReal<L>(s.rule.LogitGradient(probability[i], occupancy, read.own[i], cotangent));
   }
 }
 
@@ -76,6 +72,7 @@ void WriteRow(const LogitGradientsStage<L>& s, int64_t node, const int32_t* next
 template <typename L>
 void ComputeLogitGradients(const LogitGradientsStage<L>& s, const ParallelFor& parallel_for) {
   using T = Real<L>;
+  const RowLoops<L> loops = BestRowLoops<L>();
   const int64_t columns = s.batch.columns;
   parallel_for(s.batch.size * s.batch.max_frames, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -84,7 +81,8 @@ void ComputeLogitGradients(const LogitGradientsStage<L>& s, const ParallelFor& p
       const int32_t* labels = s.labels + b * (columns - 1);
       const int64_t inside = t < extent.frames ? extent.labels + 1 : 0;
       for (int64_t u = 0; u < inside; ++u) {
-        WriteRow(s, row * columns + u, u < extent.labels ? labels + u : nullptr, s.cotangents[b]);
+        const int32_t* next_label = u < extent.labels ? labels + u : nullptr;
+        WriteRow(s, loops, row * columns + u, next_label, s.cotangents[b]);
       }
       const T padding = extent.valid ? T(0) : T(NAN);
       std::fill(s.logit_gradients + (row * columns + inside) * s.num_classes,

@@ -95,11 +95,8 @@ _loss.defvjp(_loss_forward, _loss_backward)
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _losses(logits, utterances, *, options, implementation):
     operands = (logits, *utterances.as_int32())
-    if implementation == "xla" and options.gradient_is_derivative:
-        arc_log_probs = _reference.differentiable_arc_log_probs(
-            *operands, options.arc_classes(logits.shape[-1]), options.sigma
-        )
-        return _reference.differentiable_lattice_loss(arc_log_probs, *operands[2:], options.arcs)
+    if implementation == "xla":
+        return _reference.differentiable_loss(*operands, options)
     return _loss(*operands, options, implementation)
 
 
@@ -151,12 +148,7 @@ _arc_log_probs.defvjp(_arc_log_probs_forward, _arc_log_probs_backward)
 
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _jitted_arc_log_probs(logits, utterances, *, options, implementation):
-    operands = (logits, *utterances.as_int32())
-    if implementation == "xla":
-        return _reference.differentiable_arc_log_probs(
-            *operands, options.arc_classes(logits.shape[-1]), options.sigma
-        )
-    return _arc_log_probs(*operands, options, implementation)
+    return _arc_log_probs(logits, *utterances.as_int32(), options, implementation)
 
 
 # ---- arc log-probabilities -> losses -------------------------------------------------------
@@ -221,8 +213,7 @@ class MultiblankRNNT(Options):
       clamp: bounds each element of the gradient to [-clamp, clamp], before the cotangent of the
         utterance multiplies it; 0 for none.
       implementation: None for the best that there is on the platform, "ffi" to insist on the
-        kernels, "xla" for pure JAX (any platform; any order and mode of derivative, where
-        fastemit_lambda and clamp are 0).
+        kernels, "xla" for pure JAX (any platform, any order and mode of derivative).
 
     Raises:
       ValueError: for an option out of its range, naming it.
@@ -366,8 +357,7 @@ def multiblank_rnnt_loss(
       clamp: bounds each element of the gradient to [-clamp, clamp], before the cotangent of the
         utterance multiplies it; 0 for none.
       implementation: None for the best that there is on the platform, "ffi" to insist on the
-        kernels, "xla" for pure JAX (any platform; any order and mode of derivative, where
-        fastemit_lambda and clamp are 0).
+        kernels, "xla" for pure JAX (any platform, any order and mode of derivative).
 
     Returns:
       Losses `[batch_dims...]` in nats, float32 (float64 for float64 logits). An utterance that no

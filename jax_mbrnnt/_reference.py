@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from jax_mbrnnt._spec import NEXT_LABEL, Arc
+from jax_mbrnnt._spec import NEXT_LABEL, Arc, Options
 
 Arcs = tuple[Arc, ...]
 
@@ -105,7 +106,7 @@ def arc_log_probs(
     )
 
 
-def logit_gradients(
+def _real_logit_gradients(
     logits: jax.Array,
     labels: jax.Array,
     logit_lengths: jax.Array,
@@ -118,7 +119,7 @@ def logit_gradients(
     fastemit_lambda: float,
     clamp: float,
 ) -> jax.Array:
-    """Stage 3: gradient of the logits from the arcs' posteriors. One fused elementwise map."""
+    """Stage 3 before rounding to the logits' dtype. One fused elementwise map."""
     *_, num_frames, columns, num_classes = logits.shape
     weights = [1.0 + fastemit_lambda if v == NEXT_LABEL else 1.0 for v in arc_classes]
     weighed = [w * posteriors[..., a] for a, w in enumerate(weights)]
@@ -139,8 +140,12 @@ def logit_gradients(
     visited = functools.reduce(jnp.logical_or, [p != 0 for p in weighed])
     gradient = jnp.where(visited[..., None], gradient, 0)
     valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
-    gradient = jnp.where(valid[..., None, None, None], gradient, jnp.nan)
-    return gradient.astype(logits.dtype)
+    return jnp.where(valid[..., None, None, None], gradient, jnp.nan)
+
+
+def logit_gradients(logits: jax.Array, *operands: jax.Array, **options: Any) -> jax.Array:
+    """Stage 3: gradient of the logits from the arcs' posteriors."""
+    return _real_logit_gradients(logits, *operands, **options).astype(logits.dtype)
 
 
 # ---- the lattice ---------------------------------------------------------------------
@@ -294,46 +299,9 @@ STAGES = Stages(arc_log_probs, lattice, lattice_score, logit_gradients)
 
 
 # ---- differentiable in both modes and to any order -----------------------------------
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def differentiable_arc_log_probs(
-    logits: jax.Array,
-    labels: jax.Array,
-    logit_lengths: jax.Array,
-    label_lengths: jax.Array,
-    arc_classes: tuple[int, ...],
-    sigma: float,
-) -> jax.Array:
-    """Stage 1 with a derivative that keeps nothing of the logits' size but the logits."""
-    return arc_log_probs(
-        logits, labels, logit_lengths, label_lengths, arc_classes=arc_classes, sigma=sigma
-    )[0]
-
-
-@differentiable_arc_log_probs.defjvp
-def _differentiable_arc_log_probs_jvp(arc_classes, sigma, primals, tangents):
-    logits, labels, logit_lengths, label_lengths = primals
-    log_probs, normalizers = arc_log_probs(*primals, arc_classes=arc_classes, sigma=sigma)
-    *_, num_frames, columns, num_classes = logits.shape
-    inside = _inside(logit_lengths, label_lengths, num_frames, columns)
-    tangent = tangents[0].astype(log_probs.dtype)
-
-    # Selections by comparison, whose transpose is a selection too and fuses, where that of
-    # a gather is a scatter.
-    probabilities = jnp.exp(logits.astype(log_probs.dtype) - normalizers[..., None])
-    probabilities = jnp.where(inside[..., None], probabilities, 0)
-    expected = jnp.sum(probabilities * tangent, axis=-1)
-    label, _ = _next_labels(labels, num_classes)
-
-    def tangent_of(v: int) -> jax.Array:
-        if v != NEXT_LABEL:
-            return tangent[..., v]
-        reads = _iota(num_classes) == label[..., None, :, None]
-        return jnp.sum(jnp.where(reads, tangent, 0), axis=-1)
-
-    moved = jnp.stack([tangent_of(v) for v in arc_classes], axis=-1) - expected[..., None]
-    return log_probs, jnp.where(inside[..., None], moved, 0)
+#
+# The derivatives are given as the stages compute them, so that they keep the contract at the
+# edges (an impossible utterance, NaN in padding) where those of the recursion would not.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -350,3 +318,56 @@ def _differentiable_lattice_loss_jvp(arcs, primals, tangents):
     # Where no path goes the tangent may be anything (that of a log-probability of -inf, say).
     moved = jnp.where(posteriors == 0, 0, tangents[0])
     return losses, -jnp.sum(posteriors * moved, axis=(-3, -2, -1))
+
+
+def differentiable_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    logit_lengths: jax.Array,
+    label_lengths: jax.Array,
+    options: Options,
+) -> jax.Array:
+    """Losses of `options`; their derivative is the gradient that stage 3 defines."""
+
+    # Keeps the small residuals and makes the gradient, which has the logits' size, when it
+    # is asked for.
+    @functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT)
+    )
+    def remade(logits: jax.Array) -> jax.Array:
+        return _loss_with_jvp(logits, labels, logit_lengths, label_lengths, options)
+
+    return remade(logits)
+
+
+_KEPT = ("jax_mbrnnt_log_normalizers", "jax_mbrnnt_posteriors")
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _loss_with_jvp(logits, labels, logit_lengths, label_lengths, options):
+    arc_classes = options.arc_classes(logits.shape[-1])
+    operands = logits, labels, logit_lengths, label_lengths
+    log_probs, _ = arc_log_probs(*operands, arc_classes=arc_classes, sigma=options.sigma)
+    losses = lattice_score(log_probs, logit_lengths, label_lengths, arcs=options.arcs)
+    return losses * (1 + options.fastemit_lambda)
+
+
+@_loss_with_jvp.defjvp
+def _loss_jvp(options, primals, tangents):
+    logits, _, *lengths = primals
+    arc_classes = options.arc_classes(logits.shape[-1])
+    log_probs, normalizers = arc_log_probs(*primals, arc_classes=arc_classes, sigma=options.sigma)
+    losses, posteriors = lattice(log_probs, *lengths, arcs=options.arcs)
+    normalizers, posteriors = map(checkpoint_name, (normalizers, posteriors), _KEPT)
+    gradient = _real_logit_gradients(
+        *primals,
+        normalizers,
+        posteriors,
+        jnp.ones_like(losses),
+        arc_classes=arc_classes,
+        fastemit_lambda=options.fastemit_lambda,
+        clamp=options.clamp,
+    )
+    moved = jnp.where(gradient == 0, 0, tangents[0].astype(gradient.dtype))
+    losses = losses * (1 + options.fastemit_lambda)
+    return losses, jnp.sum(gradient * moved, axis=(-3, -2, -1))

@@ -154,8 +154,3 @@ class Options:
     def arc_classes(self, num_classes: int) -> tuple[int, ...]:
         """The class that each of `arcs` reads; `NEXT_LABEL` for the label arc."""
         return (NEXT_LABEL, *blank_classes(self.blank_id, self.big_blank_durations, num_classes))
-
-    @property
-    def gradient_is_derivative(self) -> bool:
-        """FastEmit and clamping make the gradient something else than the loss's derivative."""
-        return self.fastemit_lambda == 0 and self.clamp == 0
