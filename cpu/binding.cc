@@ -3,18 +3,22 @@
 #include <nanobind/nanobind.h>
 
 #include "cpu/kernels.h"
-#include "cpu/thread_pool.h"
 #include "ffi/decode.h"
+#include "ffi/thread_pool.h"
 
 namespace nb = nanobind;
 
 namespace mbrnnt::cpu {
 namespace {
 
+ParallelFor On(ffi::ThreadPool& pool) {
+  return [&pool](int64_t n, const LoopBody& body) { mbrnnt::ParallelFor(pool, n, body); };
+}
+
 template <typename... Args>
 ffi::Error ArcLogProbs(ffi::ThreadPool pool, Args... args) {
   return DecodeArcLogProbs(args..., [&](const auto& stage) {
-    ComputeArcLogProbs(stage, OnThreadPool(pool));
+    ComputeArcLogProbs(stage, On(pool));
     return ffi::Error::Success();
   });
 }
@@ -22,7 +26,7 @@ ffi::Error ArcLogProbs(ffi::ThreadPool pool, Args... args) {
 template <typename... Args>
 ffi::Error LatticeLosses(ffi::ThreadPool pool, Args... args) {
   return DecodeLattice(args..., [&](const auto& stage) {
-    ComputeLattice(stage, OnThreadPool(pool));
+    ComputeLattice(stage, On(pool));
     return ffi::Error::Success();
   });
 }
@@ -30,19 +34,20 @@ ffi::Error LatticeLosses(ffi::ThreadPool pool, Args... args) {
 template <typename... Args>
 ffi::Error LogitGradients(ffi::ThreadPool pool, Args... args) {
   return DecodeLogitGradients(args..., [&](const auto& stage) {
-    ComputeLogitGradients(stage, OnThreadPool(pool));
+    ComputeLogitGradients(stage, On(pool));
     return ffi::Error::Success();
   });
 }
 
 auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 
-XLA_FFI_DEFINE_HANDLER(kArcLogProbs, [](auto... args) { return ArcLogProbs(args...); },
-                       BindArcLogProbs(Bind()));
-XLA_FFI_DEFINE_HANDLER(kLattice, [](auto... args) { return LatticeLosses(args...); },
-                       BindLattice(Bind()));
-XLA_FFI_DEFINE_HANDLER(kLogitGradients, [](auto... args) { return LogitGradients(args...); },
-                       BindLogitGradients(Bind()));
+XLA_FFI_DEFINE_HANDLER(
+    kArcLogProbs, [](auto... args) { return ArcLogProbs(args...); }, BindArcLogProbs(Bind()));
+XLA_FFI_DEFINE_HANDLER(
+    kLattice, [](auto... args) { return LatticeLosses(args...); }, BindLattice(Bind()));
+XLA_FFI_DEFINE_HANDLER(
+    kLogitGradients, [](auto... args) { return LogitGradients(args...); },
+    BindLogitGradients(Bind()));
 
 nb::capsule Capsule(XLA_FFI_Handler* handler) {
   return nb::capsule(reinterpret_cast<void*>(handler), "xla._CUSTOM_CALL_TARGET");

@@ -145,9 +145,9 @@ inline ArcClasses DecodeArcClasses(ffi::Span<const int32_t> classes, int64_t num
 inline ArcTable DecodeArcTable(ffi::Span<const int32_t> durations, ffi::Span<const int32_t> emits,
                                Checker& check) {
   ArcTable table{};
-  check.Require(durations.size() >= 1 && durations.size() <= kMaxArcs &&
-                    durations.size() == emits.size(),
-                "number of arcs out of range");
+  check.Require(
+      durations.size() >= 1 && durations.size() <= kMaxArcs && durations.size() == emits.size(),
+      "number of arcs out of range");
   if (!check.ok()) return table;
   for (size_t a = 0; a < durations.size(); ++a) {
     const int32_t duration = durations.begin()[a], emitted = emits.begin()[a];
@@ -162,12 +162,13 @@ inline ArcTable DecodeArcTable(ffi::Span<const int32_t> durations, ffi::Span<con
 
 template <typename Binding>
 auto BindArcLogProbs(Binding binding) {
-  return std::move(binding).template Arg<ffi::AnyBuffer>()  // logits
-      .template Arg<ffi::AnyBuffer>()            // labels
-      .template Arg<ffi::AnyBuffer>()            // logit_lengths
-      .template Arg<ffi::AnyBuffer>()            // label_lengths
-      .template Ret<ffi::AnyBuffer>()            // arc_log_probs
-      .template Ret<ffi::AnyBuffer>()            // log_normalizers
+  return std::move(binding)
+      .template Arg<ffi::AnyBuffer>()  // logits
+      .template Arg<ffi::AnyBuffer>()  // labels
+      .template Arg<ffi::AnyBuffer>()  // logit_lengths
+      .template Arg<ffi::AnyBuffer>()  // label_lengths
+      .template Ret<ffi::AnyBuffer>()  // arc_log_probs
+      .template Ret<ffi::AnyBuffer>()  // log_normalizers
       .template Attr<ffi::Span<const int32_t>>("arc_classes")
       .template Attr<double>("sigma");
 }
@@ -205,11 +206,12 @@ inline int64_t LatticeWorkspaceSize(int64_t nodes, bool with_posteriors) {
 
 template <typename Binding>
 auto BindLattice(Binding binding) {
-  return std::move(binding).template Arg<ffi::AnyBuffer>()  // arc_log_probs
-      .template Arg<ffi::AnyBuffer>()            // logit_lengths
-      .template Arg<ffi::AnyBuffer>()            // label_lengths
-      .template Ret<ffi::AnyBuffer>()            // losses
-      .RemainingRets()                           // [posteriors,] workspace
+  return std::move(binding)
+      .template Arg<ffi::AnyBuffer>()  // arc_log_probs
+      .template Arg<ffi::AnyBuffer>()  // logit_lengths
+      .template Arg<ffi::AnyBuffer>()  // label_lengths
+      .template Ret<ffi::AnyBuffer>()  // losses
+      .RemainingRets()                 // [posteriors,] workspace
       .template Attr<ffi::Span<const int32_t>>("durations")
       .template Attr<ffi::Span<const int32_t>>("emits");
 }
@@ -227,7 +229,8 @@ ffi::Error DecodeLattice(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_leng
     const ArcTable table = DecodeArcTable(durations, emits, check);
     check.Require(block.last == table.size, "arc_log_probs: last axis is not the number of arcs");
     check.Expect("losses", *losses, RealDataType<T>(), block.batch_dims);
-    check.Require(rest.size() == 1 || rest.size() == 2, "expected results losses, [posteriors,] workspace");
+    check.Require(rest.size() == 1 || rest.size() == 2,
+                  "expected results losses, [posteriors,] workspace");
     if (!check.ok()) return check.error();
 
     const bool with_posteriors = rest.size() == 2;
@@ -254,14 +257,15 @@ ffi::Error DecodeLattice(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_leng
 
 template <typename Binding>
 auto BindLogitGradients(Binding binding) {
-  return std::move(binding).template Arg<ffi::AnyBuffer>()  // logits
-      .template Arg<ffi::AnyBuffer>()            // labels
-      .template Arg<ffi::AnyBuffer>()            // logit_lengths
-      .template Arg<ffi::AnyBuffer>()            // label_lengths
-      .template Arg<ffi::AnyBuffer>()            // log_normalizers
-      .template Arg<ffi::AnyBuffer>()            // posteriors
-      .template Arg<ffi::AnyBuffer>()            // cotangents
-      .template Ret<ffi::AnyBuffer>()            // logit_gradients
+  return std::move(binding)
+      .template Arg<ffi::AnyBuffer>()  // logits
+      .template Arg<ffi::AnyBuffer>()  // labels
+      .template Arg<ffi::AnyBuffer>()  // logit_lengths
+      .template Arg<ffi::AnyBuffer>()  // label_lengths
+      .template Arg<ffi::AnyBuffer>()  // log_normalizers
+      .template Arg<ffi::AnyBuffer>()  // posteriors
+      .template Arg<ffi::AnyBuffer>()  // cotangents
+      .template Ret<ffi::AnyBuffer>()  // logit_gradients
       .template Attr<ffi::Span<const int32_t>>("arc_classes")
       .template Attr<double>("fastemit_lambda")
       .template Attr<double>("clamp");

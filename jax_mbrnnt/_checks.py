@@ -23,9 +23,10 @@ _INT32_MAX = 2**31 - 1
 class Utterances(NamedTuple):
     """The integer operands: shapes settled, lengths filled in, dtype still the caller's."""
 
-    labels: jax.Array | None  # [batch_dims..., U]
-    logit_lengths: jax.Array  # [batch_dims...]
-    label_lengths: jax.Array  # [batch_dims...]
+    # Arrays, traced or not, of JAX or of numpy.
+    labels: Any  # [batch_dims..., U], None for a lattice without labels
+    logit_lengths: Any  # [batch_dims...]
+    label_lengths: Any  # [batch_dims...]
 
     def as_int32(self) -> Utterances:
         """Casts; what does not fit stays out of every valid range."""
@@ -39,7 +40,9 @@ def _as_int32(x: jax.Array) -> jax.Array:
 
 def check_implementation(implementation: str | None) -> None:
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}")
+        raise ValueError(
+            f"implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
+        )
 
 
 def check_nodes(name: str, x: ArrayLike, dtypes: tuple[str, ...], last_axis: str) -> jax.Array:
@@ -63,7 +66,7 @@ def check_arc_log_probs(arc_log_probs: ArrayLike, num_arcs: int) -> jax.Array:
     x = check_nodes("arc_log_probs", arc_log_probs, ("float32", "float64"), "A")
     if x.shape[-1] != num_arcs:
         raise ValueError(
-            f"arc_log_probs: expected a last axis of {num_arcs}, one for each of arcs, got {x.shape}"
+            f"arc_log_probs: expected a last axis of {num_arcs}, one for each arc, got {x.shape}"
         )
     return x
 
@@ -133,7 +136,7 @@ def _ranges(utterances: Utterances, shape: tuple[Any, ...], xp: Any) -> list[_Ra
         _Range("label_lengths", label_lengths, columns, f"U = {columns - 1}", True),
     ]
     if labels is not None:
-        real = xp.arange(columns - 1) < label_lengths[..., None]
+        real = xp.arange(columns - 1, dtype=label_lengths.dtype) < label_lengths[..., None]
         ranges.append(_Range("labels", labels, num_classes, f"V = {num_classes} classes", real))
     return ranges
 
@@ -165,9 +168,6 @@ def check_under_checkify(utterances: Utterances, shape: tuple[Any, ...]) -> None
         index = jnp.unravel_index(first, bad.shape)
         axes = ", ".join(f"{{i{axis}}}" for axis in range(bad.ndim))
         where = f"{r.name}[{axes}]" if bad.ndim else r.name
-        checkify.check(
-            ~jnp.any(bad),
-            f"{where}: {r.expected()}, got {{got}}",
-            got=r.values.ravel()[first],
-            **{f"i{axis}": i for axis, i in enumerate(index)},
-        )
+        found: dict[str, Any] = {f"i{axis}": i for axis, i in enumerate(index)}
+        found["got"] = r.values.ravel()[first]
+        checkify.check(~jnp.any(bad), f"{where}: {r.expected()}, got {{got}}", **found)

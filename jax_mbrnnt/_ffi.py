@@ -44,8 +44,13 @@ def check_api_version(built: tuple[int, int], runtime: tuple[int, int]) -> None:
 def _load(module: str, platform: str) -> ModuleType | None:
     try:
         loaded = importlib.import_module(f"jax_mbrnnt.{module}")
-    except ModuleNotFoundError:  # not built; a module that is there but broken must be heard
-        return None
+    except ModuleNotFoundError as error:  # a module that is there but broken must be heard
+        if module != "_cpu":
+            return None
+        raise ImportError(
+            f"jax_mbrnnt: no compiled kernels beside {__file__}. If this is the source tree, "
+            "install it with `pip install -e .`, or run from another directory."
+        ) from error
     check_api_version(tuple(loaded.ffi_api_version), _runtime_api_version())
     for name, handler in loaded.handlers().items():
         jax.ffi.register_ffi_target(TARGETS[name], handler, platform=platform)

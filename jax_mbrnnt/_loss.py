@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks, _primitives, _reference
+from jax_mbrnnt._mesh import varying_axes
 from jax_mbrnnt._reference import Stages
 from jax_mbrnnt._spec import Arc, Options, validate_arcs
 
@@ -29,7 +30,7 @@ def _varying_like(gradient: jax.Array, operand: jax.Array) -> jax.Array:
 
     Logits that are the same on every device, with labels that are not, get the sum.
     """
-    extra = _primitives.varying_axes(gradient) - _primitives.varying_axes(operand)
+    extra = varying_axes(gradient) - varying_axes(operand)
     return jax.lax.psum(gradient, tuple(sorted(extra))) if extra else gradient
 
 

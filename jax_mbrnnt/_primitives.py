@@ -22,6 +22,7 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import PartitionSpec
 
 from jax_mbrnnt import _ffi, _reference
+from jax_mbrnnt._mesh import unify_varying
 from jax_mbrnnt._reference import Stages
 from jax_mbrnnt._spec import Arc
 
@@ -29,29 +30,7 @@ Aval = Any  # jax.core.ShapedArray has no public name in every supported version
 CORE_RANK = 3  # of every stage's first operand: T, U+1 and one more axis
 
 
-# ---- types: the batch part of shardings and of manual mesh axes ------------------------
-
-
-def varying_axes(x: Any) -> frozenset:
-    """The manual mesh axes (of `shard_map`) over which `x` varies."""
-    aval = jax.typeof(x)
-    manual = getattr(aval, "manual_axis_type", None)  # the newer name
-    return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
-
-
-def unify_varying(*operands: jax.Array) -> list[jax.Array]:
-    """Makes all operands vary over the mesh axes over which any of them does."""
-    wanted = frozenset().union(*map(varying_axes, operands))
-
-    def cast(x: jax.Array) -> jax.Array:
-        missing = tuple(sorted(wanted - varying_axes(x)))
-        if not missing:
-            return x
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(x, missing, to="varying")
-        return jax.lax.pvary(x, missing)
-
-    return [cast(x) for x in operands]
+# ---- types --------------------------------------------------------------------------------
 
 
 def _result(operand: Aval, core_shape: Sequence[int], dtype: Any) -> Aval:
@@ -116,8 +95,7 @@ def _kernel_lowering(
     def lower(ctx: Any, *operands: Any, require_kernel: bool, **params: Any) -> Any:
         del require_kernel  # here it is
         num_results = len(ctx.avals_out)
-        extra = workspace(*ctx.avals_in) if workspace else ()
-        ctx = ctx.replace(avals_out=[*ctx.avals_out, *extra])
+        ctx = ctx.replace(avals_out=[*ctx.avals_out, *workspace(*ctx.avals_in)])
         operand_shapes = [aval.shape for aval in ctx.avals_in]
         result_shapes = [aval.shape for aval in ctx.avals_out]
         num_batch = len(operand_shapes[0]) - CORE_RANK
@@ -128,10 +106,8 @@ def _kernel_lowering(
         sizes = [size for shape in (*operand_shapes, *result_shapes) for size in shape]
         if num_batch and all(isinstance(size, int) for size in sizes):  # else jax.export's symbols
             count = ir.StringAttr.get(str(num_batch))
-            partitioning = {
-                "mhlo.frontend_attributes": ir.DictAttr.get({"num_batch_dims": count})
-            }
-            if jax.config.jax_use_shardy_partitioner:
+            partitioning = {"mhlo.frontend_attributes": ir.DictAttr.get({"num_batch_dims": count})}
+            if getattr(jax.config, "jax_use_shardy_partitioner", True):
                 rule = _sharding_rule(num_batch, operand_shapes, result_shapes)
                 partitioning["sdy.sharding_rule"] = rule
 
@@ -174,7 +150,7 @@ def _stage(
     twin: Callable[..., Any],
     attributes: Callable[..., dict[str, Any]],
     aliases: dict[int, int] | None = None,
-    workspace: Callable[..., Sequence[Aval]] | None = None,
+    workspace: Callable[..., Sequence[Aval]] = lambda *_: (),
 ) -> Callable[..., Any]:
     """Makes a stage's primitive and returns the function that binds it."""
     primitive = Primitive(f"mbrnnt_{name}")
@@ -217,7 +193,9 @@ def _stage(
 # ---- the stages ------------------------------------------------------------------------
 
 
-def _arc_log_probs_avals(logits: Aval, *_: Aval, arc_classes: tuple[int, ...], **__: Any):
+def _arc_log_probs_avals(
+    logits: Aval, *_: Aval, arc_classes: tuple[int, ...], **__: Any
+) -> list[Aval]:
     num_frames, columns, _ = logits.shape[-CORE_RANK:]
     real = _reference.real_dtype(logits.dtype)
     return [
@@ -226,7 +204,7 @@ def _arc_log_probs_avals(logits: Aval, *_: Aval, arc_classes: tuple[int, ...], *
     ]
 
 
-def _lattice_avals(arc_log_probs: Aval, *_: Aval, **__: Any):
+def _lattice_avals(arc_log_probs: Aval, *_: Aval, **__: Any) -> list[Aval]:
     losses = _result(arc_log_probs, (), arc_log_probs.dtype)
     return [losses, _result(arc_log_probs, arc_log_probs.shape[-CORE_RANK:], arc_log_probs.dtype)]
 

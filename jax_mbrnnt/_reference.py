@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jax_mbrnnt._mesh import unify_varying
 from jax_mbrnnt._spec import NEXT_LABEL, Arc, Options
 
 Arcs = tuple[Arc, ...]
@@ -197,7 +198,7 @@ def _log_sum(terms: jax.Array) -> jax.Array:
 def _log_likelihoods(
     arc_log_probs: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, arcs: Arcs
 ) -> jax.Array:
-    """alpha at the final node, by a scan over the anti-diagonals n = t + u.
+    """The alphas at the final node, by a scan over the anti-diagonals n = t + u.
 
     The alphas are kept relative to an integer offset that follows them: sums of integers are
     exact in floating point, so the digits that the posteriors need are not lost to the size
@@ -272,10 +273,16 @@ def lattice(
     arc_log_probs: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, *, arcs: Arcs
 ) -> tuple[jax.Array, jax.Array]:
     """Stage 2: losses and arc posteriors, the derivative of the log-likelihood."""
+    # Every device's own posteriors: from an operand that is the same on all devices of a
+    # `shard_map` the pull-back would sum them.
+    arc_log_probs, logit_lengths, label_lengths = unify_varying(
+        arc_log_probs, logit_lengths, label_lengths
+    )
     log_likelihoods, pullback = jax.vjp(
         lambda x: _log_likelihoods(x, logit_lengths, label_lengths, arcs), arc_log_probs
     )
-    (posteriors,) = pullback(jnp.ones_like(log_likelihoods))
+    ones, _ = unify_varying(jnp.ones_like(log_likelihoods), log_likelihoods)
+    (posteriors,) = pullback(ones)
     shape = arc_log_probs.shape
     losses = _poisoned(-log_likelihoods, logit_lengths, label_lengths, shape)
     valid = lengths_are_valid(logit_lengths, label_lengths, *shape[-3:-1])
@@ -331,9 +338,7 @@ def differentiable_loss(
 
     # Keeps the small residuals and makes the gradient, which has the logits' size, when it
     # is asked for.
-    @functools.partial(
-        jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT)
-    )
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT))
     def remade(logits: jax.Array) -> jax.Array:
         return _loss_with_jvp(logits, labels, logit_lengths, label_lengths, options)
 

@@ -80,7 +80,9 @@ def validate_durations(big_blank_durations: Sequence[int]) -> tuple[int, ...]:
     durations = tuple(operator.index(d) for d in big_blank_durations)
     for i, d in enumerate(durations):
         if not 2 <= d < 2**31:
-            raise ValueError(f"big_blank_durations[{i}]: expected a duration of at least 2, got {d}")
+            raise ValueError(
+                f"big_blank_durations[{i}]: expected a duration of at least 2, got {d}"
+            )
         if d in durations[:i]:
             raise ValueError(
                 f"big_blank_durations: expected distinct durations, got {d} twice in {durations}"
@@ -149,6 +151,7 @@ class Options:
 
     @property
     def arcs(self) -> tuple[Arc, ...]:
+        """The label arc, the standard blank, then the big blanks: see `multiblank_arcs`."""
         return multiblank_arcs(self.big_blank_durations)
 
     def arc_classes(self, num_classes: int) -> tuple[int, ...]:

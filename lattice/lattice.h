@@ -82,7 +82,8 @@ struct Lattice {
 
 // Sum over the paths from (0, 0) to (t, u). At the final node: the likelihood.
 template <typename T>
-MBRNNT_HD Scaled<T> AlphaAt(const Lattice<T>& lattice, const Scaled<T>* alphas, int64_t t, int64_t u) {
+MBRNNT_HD Scaled<T> AlphaAt(const Lattice<T>& lattice, const Scaled<T>* alphas, int64_t t,
+                            int64_t u) {
   if (t == 0 && u == 0) return Scaled<T>::One();
   Scaled<T> sum = Scaled<T>::Zero();
   for (int a = 0; a < lattice.table.size; ++a) {
@@ -97,7 +98,8 @@ MBRNNT_HD Scaled<T> AlphaAt(const Lattice<T>& lattice, const Scaled<T>* alphas, 
 
 // Weight of the arc times the sum over the paths from its head to the final node.
 template <typename T>
-MBRNNT_HD Scaled<T> ArcBeta(const Lattice<T>& lattice, const Scaled<T>* betas, int64_t t, int64_t u, int a) {
+MBRNNT_HD Scaled<T> ArcBeta(const Lattice<T>& lattice, const Scaled<T>* betas, int64_t t, int64_t u,
+                            int a) {
   const Arc arc = lattice.table.arcs[a];
   const int64_t to_t = t + arc.duration, to_u = u + arc.emits;
   if (!lattice.IsHead(arc, to_t, to_u)) return Scaled<T>::Zero();
@@ -107,7 +109,8 @@ MBRNNT_HD Scaled<T> ArcBeta(const Lattice<T>& lattice, const Scaled<T>* betas, i
 
 // Sum over the paths from (t, u) to the final node.
 template <typename T>
-MBRNNT_HD Scaled<T> BetaAt(const Lattice<T>& lattice, const Scaled<T>* betas, int64_t t, int64_t u) {
+MBRNNT_HD Scaled<T> BetaAt(const Lattice<T>& lattice, const Scaled<T>* betas, int64_t t,
+                           int64_t u) {
   Scaled<T> sum = Scaled<T>::Zero();
   for (int a = 0; a < lattice.table.size; ++a) sum = Add(sum, ArcBeta(lattice, betas, t, u, a));
   return Rescaled(sum);

@@ -72,7 +72,8 @@ MBRNNT_HD Float16 FromReal<Float16>(float x) {
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
   // Normal: the exponent moves from bias 127 to bias 15, 13 mantissa bits go.
-  const uint32_t normal = (magnitude - ((127u - 15u) << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t normal =
+      (magnitude - ((127u - 15u) << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
   // Denormal (below 2^-14): adding 0.5 makes the adder round at 2^-24.
   const uint32_t denormal =
       BitCast<uint32_t>(BitCast<float>(magnitude) + 0.5f) - BitCast<uint32_t>(0.5f);

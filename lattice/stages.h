@@ -15,13 +15,13 @@ namespace mbrnnt {
 template <typename L>
 struct ArcLogProbsStage {
   Batch batch;
-  int64_t num_classes;        // V
+  int64_t num_classes;  // V
   ArcClasses arc_classes;
   Real<L> sigma;
-  const L* logits;            // [B, T, U+1, V]
-  const int32_t* labels;      // [B, U]
-  Real<L>* arc_log_probs;     // [B, T, U+1, A]
-  Real<L>* log_normalizers;   // [B, T, U+1]
+  const L* logits;           // [B, T, U+1, V]
+  const int32_t* labels;     // [B, U]
+  Real<L>* arc_log_probs;    // [B, T, U+1, A]
+  Real<L>* log_normalizers;  // [B, T, U+1]
 };
 
 // Arc log-probabilities -> losses and, unless `posteriors` is null, the arcs'
@@ -30,12 +30,12 @@ template <typename T>
 struct LatticeStage {
   Batch batch;
   ArcTable table;
-  const T* arc_log_probs;     // [B, T, U+1, A]
-  T* losses;                  // [B]
-  T* posteriors;              // [B, T, U+1, A] or null
-  Scaled<T>* alphas;          // [B, T, U+1] workspace
-  Scaled<T>* betas;           // [B, T, U+1] workspace, unused without posteriors
-  Scaled<T>* likelihoods;     // [B] workspace
+  const T* arc_log_probs;  // [B, T, U+1, A]
+  T* losses;               // [B]
+  T* posteriors;           // [B, T, U+1, A] or null
+  Scaled<T>* alphas;       // [B, T, U+1] workspace
+  Scaled<T>* betas;        // [B, T, U+1] workspace, unused without posteriors
+  Scaled<T>* likelihoods;  // [B] workspace
 
   Lattice<T> LatticeOf(int64_t b) const {
     return {batch.ExtentOf(b), batch.columns, table,

@@ -8,13 +8,15 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 
-#include "cpu/kernels.h"
 #include "xla/ffi/api/ffi.h"
 
-namespace mbrnnt::cpu {
+namespace mbrnnt {
+
+using LoopBody = std::function<void(int64_t begin, int64_t end)>;
 
 class Loop {
  public:
@@ -50,16 +52,15 @@ class Loop {
   std::condition_variable all_done_;
 };
 
-inline ParallelFor OnThreadPool(xla::ffi::ThreadPool& pool) {
-  return [&pool](int64_t n, const LoopBody& body) {
-    if (n <= 0) return;
-    const int64_t threads = std::max<int64_t>(1, pool.num_threads());
-    // Several blocks a thread, since utterances differ in length.
-    const auto loop = std::make_shared<Loop>(n, std::max<int64_t>(1, n / (8 * threads)), body);
-    const int64_t helpers = std::min(threads, loop->num_blocks()) - 1;
-    for (int64_t i = 0; i < helpers; ++i) pool.Schedule([loop] { loop->Work(); });
-    loop->Finish();
-  };
+// Runs `body` over [0, n) in pieces.
+inline void ParallelFor(xla::ffi::ThreadPool& pool, int64_t n, const LoopBody& body) {
+  if (n <= 0) return;
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  // Several blocks a thread, since utterances differ in length.
+  const auto loop = std::make_shared<Loop>(n, std::max<int64_t>(1, n / (8 * threads)), body);
+  const int64_t helpers = std::min(threads, loop->num_blocks()) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([loop] { loop->Work(); });
+  loop->Finish();
 }
 
-}  // namespace mbrnnt::cpu
+}  // namespace mbrnnt

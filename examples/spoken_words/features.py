@@ -1,0 +1,121 @@
+"""From utterances to padded batches of log-mel features and characters."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import kaldi_native_fbank as knf
+import numpy as np
+
+from recordings import SAMPLE_RATE
+from utterances import Utterance
+
+MEL_BANDS = 40
+FRAME_SECONDS = 0.01
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz"
+"""The labels: label `i` is `CHARACTERS[i]`."""
+
+
+class Batch(NamedTuple):
+    """Utterances padded to common lengths.
+
+    Attributes:
+      features: `[B, F, MEL_BANDS]` float32, log-mel features, a frame every 10 ms.
+      feature_lengths: `[B]` int32, valid frames of each utterance.
+      labels: `[B, U]` int32, characters.
+      label_lengths: `[B]` int32, valid labels of each utterance.
+    """
+
+    features: np.ndarray
+    feature_lengths: np.ndarray
+    labels: np.ndarray
+    label_lengths: np.ndarray
+
+
+def log_mel(waveform: np.ndarray) -> np.ndarray:
+    """Returns log-mel features `[F, MEL_BANDS]`, each band with zero mean over the utterance."""
+    options = knf.FbankOptions()
+    options.frame_opts.samp_freq = SAMPLE_RATE
+    options.frame_opts.frame_shift_ms = 1000 * FRAME_SECONDS
+    options.frame_opts.dither = 0.0
+    options.mel_opts.num_bins = MEL_BANDS
+    options.mel_opts.low_freq = 60.0
+    options.mel_opts.high_freq = 3900.0
+    filter_bank = knf.OnlineFbank(options)
+    filter_bank.accept_waveform(SAMPLE_RATE, waveform)
+    filter_bank.input_finished()
+    frames = np.stack([filter_bank.get_frame(i) for i in range(filter_bank.num_frames_ready)])
+    return (frames - frames.mean(axis=0)) / 3  # Roughly unit variance.
+
+
+def to_labels(text: str) -> np.ndarray:
+    """Returns the labels `[U]` of a text."""
+    return np.array([CHARACTERS.index(character) for character in text], np.int32)
+
+
+def to_text(labels: np.ndarray) -> str:
+    """Returns the text of labels `[U]`."""
+    return "".join(CHARACTERS[label] for label in labels)
+
+
+class Bucket:
+    """Utterances of like length, all padded to the longest of them."""
+
+    def __init__(self, utterances: Sequence[Utterance], features: Sequence[np.ndarray]):
+        labels = [to_labels(utterance.text) for utterance in utterances]
+        self._all = Batch(_pad(features), _lengths(features), _pad(labels), _lengths(labels))
+
+    def __len__(self) -> int:
+        return len(self._all.labels)
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """Returns the utterances `rows` as a batch."""
+        return Batch(*(array[rows] for array in self._all))
+
+    def whole(self) -> Batch:
+        """Returns all utterances as one batch."""
+        return self._all
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yields all utterances in order, in batches of which only the last may be smaller."""
+        for start in range(0, len(self), batch_size):
+            yield self.take(np.arange(start, min(start + batch_size, len(self))))
+
+
+def make_bucket(utterances: Sequence[Utterance]) -> Bucket:
+    """Puts utterances into one bucket, in their order."""
+    return Bucket(utterances, [log_mel(utterance.waveform) for utterance in utterances])
+
+
+def make_buckets(utterances: Sequence[Utterance], count: int) -> list[Bucket]:
+    """Sorts utterances by length into buckets of equal sizes."""
+    features = [log_mel(utterance.waveform) for utterance in utterances]
+    by_length = np.argsort([len(frames) for frames in features], kind="stable")
+    return [
+        Bucket([utterances[i] for i in rows], [features[i] for i in rows])
+        for rows in np.array_split(by_length, count)
+    ]
+
+
+def random_batch(
+    rng: np.random.Generator, buckets: Sequence[Bucket], batch_size: int, noise: float
+) -> Batch:
+    """Draws different utterances from one bucket and adds noise to their features."""
+    bucket = buckets[int(rng.integers(len(buckets)))]
+    batch = bucket.take(rng.choice(len(bucket), batch_size, replace=False))
+    shape = batch.features.shape
+    return batch._replace(
+        features=batch.features + np.float32(noise) * rng.standard_normal(shape, np.float32)
+    )
+
+
+def _lengths(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([len(array) for array in arrays], np.int32)
+
+
+def _pad(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Stacks arrays `[N, ...]` of several lengths, with zeros behind the shorter ones."""
+    longest = max(len(array) for array in arrays)
+    padded = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return padded

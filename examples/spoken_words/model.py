@@ -1,0 +1,113 @@
+"""A small transducer in Flax NNX: encoder, stateless prediction network, joint."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from features import CHARACTERS, FRAME_SECONDS, MEL_BANDS, Batch
+from jax_mbrnnt import GreedyDecoding, MultiblankRNNT, greedy_decode
+from recipe import Recipe
+
+SUBSAMPLING = 4
+"""Feature frames to an encoder frame, which so is 40 ms long."""
+
+ENCODER_FRAME_SECONDS = SUBSAMPLING * FRAME_SECONDS
+
+
+class ConvolutionBlock(nnx.Module):
+    """A dilated convolution over time with a residual connection."""
+
+    def __init__(self, width: int, dilation: int, *, rngs: nnx.Rngs):
+        self.convolution = nnx.Conv(
+            width, width, kernel_size=5, kernel_dilation=dilation, rngs=rngs
+        )
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+
+    def __call__(self, hidden: jax.Array, is_valid: jax.Array) -> jax.Array:
+        """Maps `[B, T, H]` to `[B, T, H]`; `is_valid` is `[B, T, 1]`."""
+        # Padding must stay zero: an utterance shall not sound otherwise beside a longer one.
+        return hidden + is_valid * nnx.silu(self.norm(self.convolution(hidden * is_valid)))
+
+
+class Encoder(nnx.Module):
+    """Stacks four feature frames into one and looks at its neighbourhood."""
+
+    def __init__(self, width: int, dilations: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.input = nnx.Linear(SUBSAMPLING * MEL_BANDS, width, rngs=rngs)
+        self.blocks = nnx.List([ConvolutionBlock(width, d, rngs=rngs) for d in dilations])
+        self.output = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns the encoded utterances `[B, T, H]`, T = F // 4, and their lengths `[B]`."""
+        features = jnp.asarray(batch.features)
+        size, frames = features.shape[0], features.shape[1] // SUBSAMPLING
+        stacked = features[:, : frames * SUBSAMPLING].reshape(size, frames, -1)
+        lengths = jnp.asarray(batch.feature_lengths) // SUBSAMPLING
+        is_valid = (jnp.arange(frames) < lengths[:, None])[..., None]
+        hidden = nnx.silu(self.input(stacked))
+        for block in self.blocks:
+            hidden = block(hidden, is_valid)
+        return self.output(hidden), lengths
+
+
+class Prediction(nnx.Module):
+    """Sees the last few labels, and has no other memory."""
+
+    def __init__(self, classes: int, context: int, width: int, *, rngs: nnx.Rngs):
+        self.context = context
+        self.embedding = nnx.Embed(classes, width // context, rngs=rngs)
+        self.output = nnx.Linear(width // context * context, width, rngs=rngs)
+
+    def __call__(self, recent_labels: jax.Array) -> jax.Array:
+        """Maps the last labels `[..., context]`, oldest first, to `[..., H]`."""
+        embedded = self.embedding(recent_labels)
+        return self.output(embedded.reshape(*recent_labels.shape[:-1], -1))
+
+
+class Recogniser(nnx.Module):
+    """A transducer over characters.
+
+    Which kind of transducer it is depends on `transducer` alone: without big blanks it is the plain
+    RNN-Transducer. The classes are the characters, then the big blanks, then the standard blank.
+    """
+
+    def __init__(self, recipe: Recipe, transducer: MultiblankRNNT, *, rngs: nnx.Rngs):
+        self.transducer = transducer
+        classes = len(CHARACTERS) + len(transducer.big_blank_durations) + 1
+        self.blank = classes - 1  # Also fills the prediction network's context at the start.
+        self.encoder = Encoder(recipe.width, recipe.dilations, rngs=rngs)
+        self.prediction = Prediction(classes, recipe.context, recipe.width, rngs=rngs)
+        self.output = nnx.Linear(recipe.width, classes, rngs=rngs)
+
+    def joint(self, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+        """Maps `[..., H]` of the encoder and of the prediction network to logits `[..., V]`."""
+        return self.output(jnp.tanh(encoded + predicted))
+
+    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns the logits `[B, T, U + 1, V]` of the whole lattice and the lengths `[B]` in T."""
+        encoded, lengths = self.encoder(batch)
+        context, labels = self.prediction.context, jnp.asarray(batch.labels)
+        padded = jnp.pad(labels, ((0, 0), (context, 0)), constant_values=self.blank)
+        recent = jnp.arange(labels.shape[1] + 1)[:, None] + jnp.arange(context)
+        predicted = self.prediction(padded[:, recent])
+        return self.joint(encoded[:, :, None], predicted[:, None]), lengths
+
+    def decode(self, batch: Batch) -> GreedyDecoding:
+        """Recognises the utterances (no label is looked at), taking the best class at each node."""
+
+        def predict(labels: jax.Array, recent: jax.Array) -> tuple[jax.Array, jax.Array]:
+            recent = jnp.concatenate([recent[:, 1:], labels[:, None]], axis=1)
+            return self.prediction(recent), recent
+
+        encoded, lengths = self.encoder(batch)
+        nothing_said = jnp.full((len(encoded), self.prediction.context), self.blank, jnp.int32)
+        return greedy_decode(
+            self.joint,
+            predict,
+            encoded,
+            lengths,
+            initial_state=nothing_said,
+            big_blank_durations=self.transducer.big_blank_durations,
+            max_symbols_per_frame=20,  # After a long jump several characters come at once.
+            max_labels=encoded.shape[1],  # Nobody says more than a character every 40 ms.
+        )

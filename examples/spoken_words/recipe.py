@@ -1,0 +1,66 @@
+"""Every number of the experiment in one place."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is spoken, how large the recognisers are, and how they are trained.
+
+    Attributes:
+      vocabulary: how many of the words are used; all of them if None.
+      words_per_utterance: the fewest and the most words of an utterance.
+      training_utterances: how many different utterances the recognisers are trained on.
+      test_utterances: how many utterances they are tested on; best a multiple of `batch_size`,
+        for a smaller last batch would be compiled on its own.
+      width: channels of the encoder, the prediction network and the joint.
+      dilations: dilation of each convolution block of the encoder.
+      context: how many of the last characters the prediction network sees.
+      feature_noise: standard deviation of the noise added to the features in training.
+      batch_size: utterances of a training step.
+      buckets: groups of utterances of like length; each is padded, and compiled, on its own.
+      steps: training steps.
+      warmup_steps: steps over which the learning rate rises to its peak.
+      peak_learning_rate: after the warm-up; it then falls along a cosine to 2 % of this.
+      weight_decay: of AdamW.
+      max_gradient_norm: gradients are clipped to this global norm.
+      checkpoint_every: steps between two checkpoints.
+      big_blank_durations: frames (of 40 ms) that the big blanks of the second recogniser cover.
+      sigma: its logit under-normalisation. Without any it hardly learns to skip frames.
+    """
+
+    vocabulary: int | None = None
+    words_per_utterance: tuple[int, int] = (2, 6)
+    training_utterances: int = 3000
+    test_utterances: int = 192
+    width: int = 128
+    dilations: tuple[int, ...] = (1, 2, 4, 2, 1)
+    context: int = 4
+    feature_noise: float = 0.1
+    batch_size: int = 16
+    buckets: int = 3
+    steps: int = 600
+    warmup_steps: int = 100
+    peak_learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    max_gradient_norm: float = 5.0
+    checkpoint_every: int = 100
+    big_blank_durations: tuple[int, ...] = (2, 4, 8)
+    sigma: float = 0.05
+
+
+FULL = Recipe()
+
+# Small enough for continuous integration: few words, short strings, a narrow encoder.
+QUICK = Recipe(
+    vocabulary=10,
+    words_per_utterance=(2, 4),
+    training_utterances=600,
+    test_utterances=64,
+    width=64,
+    dilations=(1, 2, 4),
+    buckets=1,
+    steps=300,
+    warmup_steps=40,
+    peak_learning_rate=4e-3,
+)

@@ -1,0 +1,189 @@
+"""Tables for the terminal, pictures and numbers for the disk."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jiwer
+import matplotlib
+
+matplotlib.use("Agg")  # Before pyplot: no window is wanted, nor may a display be there.
+
+import matplotlib.pyplot as plt
+import numpy as np
+import rich.box
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from rich.console import Console
+from rich.table import Table
+
+from evaluation import Evaluation
+from features import FRAME_SECONDS
+from jax_mbrnnt import Arc
+from model import ENCODER_FRAME_SECONDS
+from recipe import Recipe
+
+# Okabe and Ito's colours, which colour-blind readers tell apart too.
+_LABEL_COLOUR = "#D55E00"
+_BLANK_COLOURS = ("#000000", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
+_RECOGNISER_COLOURS = ("#0072B2", "#D55E00")
+
+
+def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None:
+    """Prints the recognisers side by side."""
+    table = Table(title="Unseen utterances", box=rich.box.SIMPLE_HEAD)
+    table.add_column("recogniser", no_wrap=True)
+    for heading in (
+        "loss\n(nats/char)",
+        "word error\nrate",
+        "joint\nevaluations",
+        "decoding\ntime",
+        "real-time\nfactor",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, evaluation in evaluations.items():
+        table.add_row(
+            name,
+            f"{evaluation.loss:.4f}",
+            f"{evaluation.word_error_rate:.2%}",
+            f"{evaluation.joint_evaluations:.1f}",
+            f"{1000 * evaluation.decoding_seconds:.1f} ms",
+            f"{evaluation.real_time_factor:.5f}",
+        )
+    console.print(table, "Means over the utterances, each decoded on its own.\n")
+
+
+def print_samples(console: Console, evaluations: Mapping[str, Evaluation], count: int = 4) -> None:
+    """Prints what was said and what was recognised, misrecognised utterances first."""
+    references = next(iter(evaluations.values())).references
+
+    def mistakes(i: int) -> float:
+        return sum(jiwer.wer(references[i], e.hypotheses[i]) for e in evaluations.values())
+
+    table = Table(title="Some of them, the worst first", box=rich.box.SIMPLE, show_header=False)
+    for i in sorted(range(len(references)), key=mistakes, reverse=True)[:count]:
+        table.add_row("said", references[i], style="bold")
+        for name, evaluation in evaluations.items():
+            is_right = evaluation.hypotheses[i] == references[i]
+            table.add_row(name, evaluation.hypotheses[i], style="green" if is_right else "red")
+        table.add_section()
+    console.print(table)
+
+
+def plot_losses(path: pathlib.Path, losses: Mapping[str, Sequence[float]]) -> None:
+    """Draws the training loss of every step, faintly, and its running mean."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for colour, (name, values) in zip(_RECOGNISER_COLOURS, losses.items(), strict=False):
+        steps = np.arange(1, len(values) + 1)
+        window = max(1, min(11, len(values) // 4))
+        smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+        middle = steps[(window - 1) // 2 :][: len(smooth)]
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(middle, smooth, color=colour, linewidth=2, label=name)
+    axes.set(
+        title="Training loss (faint: of every step; multi-blank's includes sigma for every arc)",
+        xlabel="step",
+        ylabel="nats a character",
+        yscale="log",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_lattices(
+    path: pathlib.Path,
+    text: str,
+    features: np.ndarray,
+    posteriors: Mapping[str, np.ndarray],
+    arcs: Mapping[str, Sequence[Arc]],
+) -> None:
+    """Draws the way of each recogniser through one utterance's lattice, over its log-mel image.
+
+    Every arc is a line from its node to the next one, the more opaque the more probable it is.
+
+    Args:
+      path: where the PNG is written.
+      text: what is said; U characters.
+      features: `[F, mel bands]`, log-mel.
+      posteriors: of each recogniser, `[T, U + 1, A]`.
+      arcs: what the A arcs of each recogniser are.
+    """
+    height = 0.9 + len(posteriors) * max(3.0, 0.17 * len(text))
+    figure, all_axes = plt.subplots(
+        len(posteriors), figsize=(12, height), sharex=True, layout="constrained", squeeze=False
+    )
+    for axes, (name, posterior) in zip(all_axes[:, 0], posteriors.items(), strict=True):
+        axes.imshow(
+            features.T,
+            origin="lower",
+            aspect="auto",
+            cmap="Greys",
+            alpha=0.45,
+            extent=(0, len(features) * FRAME_SECONDS, -0.5, len(text) + 0.5),
+        )
+        for a, arc in enumerate(arcs[name]):
+            _draw_arc(axes, arc, posterior[..., a])
+        axes.set(
+            title=name,
+            ylabel="character",
+            yticks=np.arange(len(text)) + 0.5,
+            yticklabels=["␣" if character == " " else character for character in text],
+        )
+        axes.tick_params(axis="y", length=0, labelsize=9)
+        axes.legend(loc="lower right", title="arc, and the time it covers", framealpha=0.95)
+    all_axes[-1, 0].set_xlabel("time (s); in grey the log-mel image, 60 Hz to 3.9 kHz upwards")
+    figure.suptitle(f"Posterior mass of the arcs: “{text}”")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_arc(axes: Any, arc: Arc, mass: np.ndarray) -> None:
+    """Draws one kind of arc wherever it has mass `[T, U + 1]`."""
+    frames, positions = np.nonzero(mass > 0.01)
+    tails = np.stack([frames * ENCODER_FRAME_SECONDS, positions], axis=-1)
+    step = np.array([arc.duration * ENCODER_FRAME_SECONDS, float(arc.emits)])
+    share = arc.duration * mass.sum() / len(mass)
+    if arc.emits:
+        name, colour = "label", _LABEL_COLOUR
+    elif arc.duration == 1:
+        name, colour = f"blank, 1 frame: {share:.0%}", _BLANK_COLOURS[0]
+    else:
+        colour = _BLANK_COLOURS[arc.duration.bit_length() - 1]
+        name = f"big blank, {arc.duration} frames: {share:.0%}"
+    axes.add_collection(
+        LineCollection(
+            list(np.stack([tails, tails + step], axis=1)),
+            colors=[to_rgba(colour, min(1.0, p)) for p in mass[frames, positions]],
+            linewidths=2.5,
+            capstyle="butt",
+        )
+    )
+    axes.plot([], [], color=colour, linewidth=2.5, label=name)  # For the legend alone.
+
+
+def write_json(
+    path: pathlib.Path,
+    seconds: float,
+    recipe: Recipe,
+    losses: Mapping[str, Sequence[float]],
+    evaluations: Mapping[str, Evaluation],
+) -> None:
+    """Writes everything that was set and measured."""
+    results = {
+        "seconds": seconds,
+        "recipe": dataclasses.asdict(recipe),
+        "recognisers": {
+            name: {"training_losses": losses[name], **dataclasses.asdict(evaluation)}
+            for name, evaluation in evaluations.items()
+        },
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,0 +1,191 @@
+"""Trains an RNN-Transducer and a multi-blank one on spoken words and compares them."""
+
+import dataclasses
+import pathlib
+import shutil
+import statistics
+import sys
+import time
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import report
+from evaluation import arc_posteriors, evaluate
+from features import Bucket, log_mel, make_bucket, make_buckets
+from jax_mbrnnt import MultiblankRNNT
+from model import Recogniser
+from recipe import FULL, QUICK, Recipe
+from recordings import (
+    DEBIAN_DIRECTORY,
+    Recordings,
+    RecordingsNotFoundError,
+    make_synthetic_recordings,
+    read_recordings,
+)
+from training import train
+from utterances import Utterance, make_utterances
+
+console = Console()
+
+_COLUMNS = (
+    TextColumn("Training {task.description:12}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("loss {task.fields[loss]:.3f}"),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Trains an RNN-Transducer and a multi-blank one on spoken words and compares them."""
+
+    recordings: pathlib.Path = DEBIAN_DIRECTORY
+    """Directory of the recorded prompts (digits/*.wav, phonetic/*.wav)."""
+    synthetic: bool = False
+    """Use made-up words of tones instead of recordings. This is not speech."""
+    quick: bool = False
+    """A smaller task and smaller recognisers: done within two minutes."""
+    steps: int | None = None
+    """Training steps of each recogniser, instead of the recipe's."""
+    seed: int = 0
+    """Of the utterances, parameters, batches and noise."""
+    output: pathlib.Path = pathlib.Path("spoken_words_output")
+    """Directory for pictures, results.json and checkpoints."""
+    resume: bool = False
+    """Go on from the checkpoints in the output directory instead of starting anew."""
+
+
+def main(options: Options) -> None:
+    """Makes the utterances, trains and tests both recognisers, and reports."""
+    start = time.perf_counter()
+    recipe = QUICK if options.quick else FULL
+    if options.steps is not None:
+        recipe = dataclasses.replace(recipe, steps=options.steps)
+    output = options.output.resolve()
+    recordings = choose_recordings(options, recipe)
+    open_checkpoints(output / "checkpoints", options, recipe)
+
+    training_set, test_set = make_sets(options.seed, recordings, recipe)
+    console.print(
+        f"{len(recordings)} words; {len(training_set)} utterances to train on, {len(test_set)} "
+        f"to test with, {statistics.mean(u.seconds for u in training_set):.1f} s long on average"
+    )
+    with console.status("Log-mel features"):
+        training_buckets = make_buckets(training_set, recipe.buckets)
+        test_bucket = make_bucket(test_set)
+
+    transducers = {
+        "RNN-T": MultiblankRNNT(),
+        "multi-blank": MultiblankRNNT(
+            big_blank_durations=recipe.big_blank_durations, sigma=recipe.sigma
+        ),
+    }
+    recognisers, losses, evaluations = {}, {}, {}
+    for name, transducer in transducers.items():
+        recognisers[name], losses[name] = train_with_progress_bar(
+            name, recipe, transducer, training_buckets, options.seed, output / "checkpoints"
+        )
+        with console.status(f"Testing {name}"):
+            evaluations[name] = evaluate(recognisers[name], test_bucket, recipe.batch_size)
+
+    report.print_table(console, evaluations)
+    report.print_samples(console, evaluations)
+    report.plot_losses(output / "losses.png", losses)
+    shown = sorted(test_set, key=lambda utterance: utterance.seconds)[len(test_set) // 3]
+    report.plot_lattices(
+        output / "lattices.png",
+        shown.text,
+        log_mel(shown.waveform),
+        {
+            name: np.asarray(arc_posteriors(recogniser, make_bucket([shown]).whole()))[0]
+            for name, recogniser in recognisers.items()
+        },
+        {name: transducer.arcs for name, transducer in transducers.items()},
+    )
+    seconds = time.perf_counter() - start
+    report.write_json(output / "results.json", seconds, recipe, losses, evaluations)
+    console.print(f"{seconds:.0f} s in all. Pictures and results are in {output}")
+
+
+def choose_recordings(options: Options, recipe: Recipe) -> Recordings:
+    """Returns the words to train with, real or made up."""
+    if options.synthetic:
+        console.print(
+            "[bold yellow]Synthetic: the words are made up and consist of tones. Nothing below "
+            "says anything about speech."
+        )
+        recordings = make_synthetic_recordings()
+    else:
+        recordings = read_recordings(options.recordings)
+    return dict(list(recordings.items())[: recipe.vocabulary])
+
+
+def make_sets(
+    seed: int, recordings: Recordings, recipe: Recipe
+) -> tuple[list[Utterance], list[Utterance]]:
+    """Makes the utterances to train on, and those to test with: none says the same words."""
+    rng = np.random.default_rng(seed)
+    lengths = recipe.words_per_utterance
+    training_set = make_utterances(rng, recordings, recipe.training_utterances, lengths)
+    heard = {utterance.words for utterance in training_set}
+    test_set = make_utterances(rng, recordings, recipe.test_utterances, lengths, exclude=heard)
+    return training_set, test_set
+
+
+def train_with_progress_bar(
+    name: str,
+    recipe: Recipe,
+    transducer: MultiblankRNNT,
+    buckets: list[Bucket],
+    seed: int,
+    checkpoints: pathlib.Path,
+) -> tuple[Recogniser, list[float]]:
+    """Trains a recogniser and shows how far it has come."""
+    with Progress(*_COLUMNS, console=console) as progress:
+        task = progress.add_task(name, total=recipe.steps, loss=float("nan"))
+
+        def show(step: int, loss: float) -> None:
+            progress.update(task, completed=step, loss=loss)
+
+        return train(recipe, transducer, buckets, seed, checkpoints / name, show)
+
+
+def open_checkpoints(directory: pathlib.Path, options: Options, recipe: Recipe) -> None:
+    """Makes sure that checkpoints found in `directory` are meant to be there and fit.
+
+    Raises:
+      SystemExit: they are to be resumed, but belong to other recognisers or other data.
+    """
+    fixed = {
+        "recipe": dataclasses.replace(recipe, steps=0),  # A run may be made longer.
+        "seed": options.seed,
+        "recordings": "synthetic" if options.synthetic else str(options.recordings),
+    }
+    settings = repr(fixed)
+    record = directory / "settings.txt"
+    if record.is_file():  # Else it is not ours to delete.
+        if not options.resume:
+            shutil.rmtree(directory)
+        elif record.read_text() != settings:
+            sys.exit(f"--resume: {directory} was made with other settings:\n{record.read_text()}")
+    directory.mkdir(parents=True, exist_ok=True)
+    record.write_text(settings)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,)))
+    except RecordingsNotFoundError as error:
+        sys.exit(str(error))

@@ -1,0 +1,96 @@
+"""Random utterances, compiled losses and gradients, and how they are compared."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from jax_mbrnnt import MultiblankRNNT, multiblank_rnnt_loss
+
+Array = NDArray[Any]
+
+
+class Case(NamedTuple):
+    """The operands of the loss, in its order."""
+
+    logits: Any
+    labels: Any
+    logit_lengths: Any
+    label_lengths: Any
+
+
+def random_case(
+    seed: int,
+    batch: tuple[int, ...] = (3,),
+    T: int = 5,
+    U: int = 3,
+    V: int = 8,
+    *,
+    dtype: DTypeLike = np.float64,
+    ragged: bool = True,
+    scale: float = 2.0,
+) -> Case:
+    """Normal logits and labels of any class, blanks included; full lengths unless `ragged`."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=scale, size=(*batch, T, U + 1, V)).astype(dtype)
+    labels = rng.integers(0, V, (*batch, U)).astype(np.int32)
+    logit_lengths = rng.integers(min(T, 1) if ragged else T, T + 1, batch)
+    label_lengths = rng.integers(0 if ragged else U, U + 1, batch)
+    return Case(
+        logits, labels, np.asarray(logit_lengths, np.int32), np.asarray(label_lengths, np.int32)
+    )
+
+
+def valid_cells(case: Case) -> NDArray[np.bool_]:
+    """Which nodes `[batch..., T, U+1]` lie within the lengths."""
+    t, u = np.indices(case.logits.shape[-3:-1])
+    logit_lengths, label_lengths = map(np.asarray, case[2:])
+    return (t < logit_lengths[..., None, None]) & (u <= label_lengths[..., None, None])
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> Any:
+    def run(case: Case, cotangents: Any) -> Any:
+        losses, pullback = jax.vjp(
+            lambda logits: function(logits, *case[1:], **dict(options)), case.logits
+        )
+        return losses, pullback(cotangents.astype(losses.dtype))[0]
+
+    return jax.jit(run)
+
+
+def losses_and_gradients(
+    case: Case,
+    cotangents: ArrayLike | None = None,
+    *,
+    function: Callable[..., Any] = multiblank_rnnt_loss,
+    **options: Any,
+) -> tuple[Array, Array]:
+    """Losses and their pullback (of ones) to the logits, in one jitted call.
+
+    Labels and lengths are traced, so that Python cannot check their values.
+    """
+    if cotangents is None:
+        cotangents = np.ones(case.logits.shape[:-3])
+    run = _compiled(function, tuple(sorted(options.items())))
+    losses, gradients = run(case, np.asarray(cotangents, np.float64))
+    return np.asarray(losses), np.asarray(gradients)
+
+
+@functools.cache
+def compiled(method: str, **options: Any) -> Any:
+    """A jitted method of `MultiblankRNNT(**options)`."""
+    return jax.jit(getattr(MultiblankRNNT(**options), method))
+
+
+def assert_close(actual: ArrayLike, expected: ArrayLike, tolerance: float) -> None:
+    """Errors of at most `tolerance * max(1, |expected|)`, infinities and NaN in the same places."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(actual[~finite], expected[~finite])
+    errors = np.abs(actual[finite] - expected[finite]) / np.maximum(1, np.abs(expected[finite]))
+    assert np.max(errors, initial=0.0) <= tolerance  # NaN fails, too

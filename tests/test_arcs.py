@@ -1,0 +1,97 @@
+"""Are the arc tables and the arc log-probabilities what the lattice is said to be made of?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import assert_close, losses_and_gradients, random_case, valid_cells
+from enumeration import log_softmax
+
+from jax_mbrnnt import (
+    Arc,
+    lattice_loss,
+    multiblank_arc_log_probs,
+    multiblank_arcs,
+    rnnt_arcs,
+    tdt_arcs,
+)
+
+DURATIONS, BLANK, SIGMA = (3, 2), 5, 0.1
+
+
+def test_rnnt_arcs() -> None:
+    assert rnnt_arcs() == (Arc(duration=0, emits=True), Arc(duration=1, emits=False))
+
+
+def test_multiblank_arcs() -> None:
+    assert multiblank_arcs((4, 2)) == (*rnnt_arcs(), Arc(4, False), Arc(2, False))
+    assert multiblank_arcs(()) == rnnt_arcs()
+
+
+def test_tdt_arcs() -> None:
+    labels = (Arc(0, True), Arc(2, True), Arc(1, True))
+    assert tdt_arcs((0, 2, 1)) == (*labels, Arc(2, False), Arc(1, False))
+
+
+def test_arc_log_probs_are_gathered_log_softmax_less_sigma(implementation: str) -> None:
+    case = random_case(2)
+    actual = multiblank_arc_log_probs(
+        *case,
+        blank_id=BLANK,
+        big_blank_durations=DURATIONS,
+        sigma=SIGMA,
+        implementation=implementation,
+    )
+    log_probs = log_softmax(case.logits) - SIGMA
+    expected = np.full((*case.logits.shape[:-1], 4), -np.inf)
+    for b, t, u in zip(*np.nonzero(valid_cells(case)), strict=True):
+        expected[b, t, u, 1:] = log_probs[b, t, u, [BLANK, BLANK - 1, BLANK - 2]]
+        if u < case.label_lengths[b]:
+            expected[b, t, u, 0] = log_probs[b, t, u, case.labels[b, u]]
+    assert_close(actual, expected, 1e-13)
+
+
+def test_arc_log_probs_are_differentiable(implementation: str) -> None:
+    case = random_case(3)
+    options = {
+        "blank_id": BLANK,
+        "big_blank_durations": DURATIONS,
+        "implementation": implementation,
+    }
+    cotangents = jnp.asarray(np.random.default_rng(4).normal(size=(*case.logits.shape[:-1], 4)))
+    there = jnp.isfinite(multiblank_arc_log_probs(*case, **options))
+
+    def objective(logits: jax.Array) -> jax.Array:
+        arcs = multiblank_arc_log_probs(logits, *case[1:], **options)
+        return jnp.sum(jnp.where(there, arcs * cotangents, 0))
+
+    def naive(logits: jax.Array) -> jax.Array:
+        log_probs = jax.nn.log_softmax(logits)
+        labels = jnp.pad(jnp.asarray(case.labels), ((0, 0), (0, 1)))[:, None, :, None]
+        blanks = log_probs[..., BLANK - 2 : BLANK + 1][..., ::-1]
+        emit = jnp.take_along_axis(log_probs, jnp.broadcast_to(labels, there[..., :1].shape), -1)
+        return jnp.sum(jnp.where(there, jnp.concatenate([emit, blanks], -1) * cotangents, 0))
+
+    logits = jnp.asarray(case.logits)
+    assert_close(jax.jit(jax.grad(objective))(logits), jax.grad(naive)(logits), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_loss_is_the_lattice_over_the_arc_log_probs(dtype: str, implementation: str) -> None:
+    case = random_case(5, dtype=dtype)
+    options = {"big_blank_durations": DURATIONS, "sigma": SIGMA, "implementation": implementation}
+
+    def composed(logits: jax.Array, *rest: jax.Array, **_: object) -> jax.Array:
+        arc_log_probs = multiblank_arc_log_probs(logits, *rest, **options)
+        return lattice_loss(
+            arc_log_probs,
+            *rest[1:],
+            arcs=multiblank_arcs(DURATIONS),
+            implementation=implementation,
+        )
+
+    losses, gradients = losses_and_gradients(case, **options)
+    composed_losses, composed_gradients = losses_and_gradients(case, function=composed)
+    tolerance = 1e-6 if dtype == "float32" else 1e-14
+    assert_close(composed_losses, losses, tolerance)
+    assert_close(composed_gradients, gradients, tolerance)

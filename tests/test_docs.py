@@ -1,0 +1,30 @@
+"""Do the examples in the docs run? Docstrings of public names, and the pages' Python blocks."""
+
+import doctest
+import pathlib
+import re
+
+import pytest
+
+import jax_mbrnnt
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("name", jax_mbrnnt.__all__)
+def test_docstring(name: str) -> None:
+    public = getattr(jax_mbrnnt, name)
+    runner = doctest.DocTestRunner()
+    for example in doctest.DocTestFinder(exclude_empty=False).find(public, name, globs={}):
+        runner.run(example)
+    assert runner.summarize().failed == 0
+    assert public.__doc__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page(page: pathlib.Path) -> None:
+    """The blocks of a page build on one another."""
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        exec(block, names)

@@ -1,0 +1,196 @@
+"""Do losses, posteriors and gradients obey the laws of the lattice?"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from cases import Array, Case, assert_close, compiled, losses_and_gradients, random_case
+
+from jax_mbrnnt import multiblank_arcs, multiblank_rnnt_loss, rnnt_loss
+
+DURATIONS = (2, 3)
+OPTIONS: dict[str, Any] = {"big_blank_durations": DURATIONS, "sigma": 0.05}
+DTYPES = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)], ids=["float32", "float64"]
+)
+
+
+def posteriors(case: Case, implementation: str) -> Array:
+    return np.asarray(compiled("posteriors", **OPTIONS, implementation=implementation)(*case))
+
+
+def evaluate(case: Case, implementation: str, **options: Any) -> tuple[Array, Array]:
+    return losses_and_gradients(case, **{**OPTIONS, **options}, implementation=implementation)
+
+
+def test_golden(implementation: str) -> None:
+    """The number that the field's RNN-T losses share for their smallest test."""
+    logits = np.array(
+        [
+            [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.6, 0.1, 0.1], [0.1, 0.1, 0.2, 0.8, 0.1]],
+            [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.2, 0.1, 0.1], [0.7, 0.1, 0.2, 0.1, 0.1]],
+        ],
+        np.float32,
+    )
+    loss = rnnt_loss(logits, np.array([1, 2]), blank_id=0, implementation=implementation)
+    np.testing.assert_allclose(loss, 4.495666, rtol=0, atol=1e-6)
+
+
+def test_uniform_logits_count_the_paths(implementation: str) -> None:
+    """RNN-T has C(T-1+U, U) paths, each of T + U arcs, each arc of probability 1/V."""
+    T, U, V = 6, 4, 5
+    loss = rnnt_loss(np.zeros((T, U + 1, V)), np.zeros(U, np.int32), implementation=implementation)
+    expected = (T + U) * math.log(V) - math.log(math.comb(T - 1 + U, U))
+    np.testing.assert_allclose(loss, expected, rtol=1e-14)
+
+
+@DTYPES
+def test_paths_leave_the_first_node(dtype: str, tolerance: float, implementation: str) -> None:
+    """-loss = beta(0, 0): the posteriors at (0, 0) are exp(arc + beta(head) + loss)."""
+    case = random_case(10, dtype=dtype)
+    assert_close(posteriors(case, implementation)[:, 0, 0].sum(-1), np.ones(3), tolerance)
+
+
+@DTYPES
+def test_every_label_is_emitted_once(dtype: str, tolerance: float, implementation: str) -> None:
+    case = random_case(11, dtype=dtype)
+    emitted = posteriors(case, implementation)[..., 0].sum(-2)
+    expected = np.arange(4) < case.label_lengths[:, None]
+    assert_close(emitted, expected, tolerance)
+
+
+@DTYPES
+def test_blanks_take_every_frame(dtype: str, tolerance: float, implementation: str) -> None:
+    case = random_case(12, dtype=dtype)
+    frames = posteriors(case, implementation) @ np.array([0, 1, *DURATIONS], dtype)
+    assert_close(frames.sum((-1, -2)), case.logit_lengths, tolerance)
+
+
+@DTYPES
+def test_what_enters_a_node_leaves_it(dtype: str, tolerance: float, implementation: str) -> None:
+    case = random_case(13, dtype=dtype)
+    T, U1 = case.logits.shape[1:3]
+    for b, flow in enumerate(posteriors(case, implementation)):
+        entering = np.zeros((T + max(DURATIONS), U1 + 1))
+        entering[0, 0] = 1
+        for arc, (duration, emits) in enumerate(multiblank_arcs(DURATIONS)):
+            entering[duration : duration + T, emits : emits + U1] += flow[..., arc]
+        leaving = np.zeros_like(entering)
+        leaving[:T, :U1] = flow.sum(-1)
+        leaving[case.logit_lengths[b], case.label_lengths[b]] = 1  # the final node
+        assert_close(entering, leaving, tolerance)
+
+
+@DTYPES
+def test_gradient_rows_sum_to_zero(dtype: str, tolerance: float, implementation: str) -> None:
+    _, gradients = evaluate(random_case(14, dtype=dtype), implementation)
+    assert np.any(gradients != 0)
+    assert_close(gradients.sum(-1), np.zeros(gradients.shape[:-1]), tolerance)
+
+
+def test_gradient_is_the_derivative(implementation: str) -> None:
+    case = random_case(15)
+    gradients = evaluate(case, implementation)[1]
+    direction = np.random.default_rng(16).normal(size=case.logits.shape)
+    step = 1e-5
+    ahead, behind = (
+        evaluate(case._replace(logits=case.logits + move * direction), implementation)[0]
+        for move in (step, -step)
+    )
+    assert_close(np.sum(gradients * direction, (-1, -2, -3)), (ahead - behind) / (2 * step), 1e-8)
+
+
+def test_sigma_taxes_every_arc(implementation: str) -> None:
+    """Every path of RNN-T has T + U arcs."""
+    case = random_case(17)
+    losses, gradients = losses_and_gradients(case, implementation=implementation)
+    taxed_losses, taxed = losses_and_gradients(case, sigma=0.3, implementation=implementation)
+    assert_close(taxed_losses - losses, 0.3 * (case.logit_lengths + case.label_lengths), 1e-12)
+    assert_close(taxed, gradients, 1e-12)
+
+
+def test_fastemit_scales_the_loss_and_weighs_the_labels(implementation: str) -> None:
+    case = random_case(18)
+    losses, gradients = evaluate(case, implementation)
+    _, doubled = evaluate(case, implementation, fastemit_lambda=1.0)
+    scaled_losses, weighed = evaluate(case, implementation, fastemit_lambda=0.25)
+    assert_close(scaled_losses, 1.25 * losses, 1e-13)
+    assert_close(weighed, gradients + 0.25 * (doubled - gradients), 1e-13)
+    assert np.max(np.abs(doubled - gradients)) > 0.1
+
+
+def test_clamp_bounds_the_gradient(implementation: str) -> None:
+    case = random_case(19)
+    losses, gradients = evaluate(case, implementation)
+    clamped_losses, clamped = evaluate(case, implementation, clamp=0.1)
+    assert np.max(np.abs(gradients)) > 0.1
+    assert_close(clamped, np.clip(gradients, -0.1, 0.1), 1e-15)
+    assert_close(clamped_losses, losses, 1e-15)
+
+
+def test_logits_are_defined_up_to_a_constant(implementation: str) -> None:
+    case = random_case(20)
+    losses, gradients = evaluate(case, implementation)
+    constants = np.random.default_rng(21).normal(scale=10, size=(3, 5, 4, 1))
+    shifted = case._replace(logits=case.logits + constants)
+    shifted_losses, shifted_gradients = evaluate(shifted, implementation)
+    assert_close(shifted_losses, losses, 1e-12)
+    assert_close(shifted_gradients, gradients, 1e-12)
+
+
+def test_masked_big_blanks_leave_rnnt(implementation: str) -> None:
+    case = random_case(22)
+    case.logits[..., -3:-1] = -np.inf
+    np.minimum(case.labels, 4, out=case.labels)
+    losses, gradients = losses_and_gradients(case, implementation=implementation)
+    big_losses, big_gradients = evaluate(case, implementation, sigma=0.0)
+    assert_close(big_losses, losses, 1e-13)
+    assert_close(big_gradients, gradients, 1e-13)
+
+
+def test_vmap_is_batch() -> None:
+    case = random_case(23)
+
+    def mapped(*operands: jax.Array, **options: Any) -> jax.Array:
+        return jax.vmap(lambda *one: multiblank_rnnt_loss(*one, **options))(*operands)
+
+    losses, gradients = evaluate(case, "ffi")
+    mapped_losses, mapped_gradients = evaluate(case, "ffi", function=mapped)
+    np.testing.assert_array_equal(mapped_losses, losses)
+    np.testing.assert_array_equal(mapped_gradients, gradients)
+
+
+def test_padding_changes_nothing(implementation: str) -> None:
+    """No length reaches the padded size."""
+    case = random_case(24)
+    losses, gradients = evaluate(case, implementation)
+    padded = Case(
+        np.pad(case.logits, ((0, 0), (0, 3), (0, 2), (0, 0)), constant_values=7.0),
+        np.pad(case.labels, ((0, 0), (0, 2)), constant_values=1),
+        *case[2:],
+    )
+    padded_losses, padded_gradients = evaluate(padded, implementation)
+    assert_close(padded_losses, losses, 1e-14)
+    assert_close(padded_gradients[:, :5, :4], gradients, 1e-14)
+    assert np.all(padded_gradients[:, 5:] == 0)
+    assert np.all(padded_gradients[:, :, 4:] == 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_are_deterministic_to_the_bit(dtype: str) -> None:
+    """Enough utterances and frames for several threads to take part."""
+    case = random_case(25, (16,), 40, 10, 65, dtype=dtype)
+    losses, gradients = evaluate(case, "ffi")
+    for _ in range(10):
+        again_losses, again = evaluate(case, "ffi")
+        np.testing.assert_array_equal(again_losses, losses)
+        np.testing.assert_array_equal(again.astype(np.float32), gradients.astype(np.float32))
+
+
+def test_omitted_lengths_are_full(implementation: str) -> None:
+    case = random_case(26, ragged=False)
+    full = multiblank_rnnt_loss(*case, **OPTIONS, implementation=implementation)
+    omitted = multiblank_rnnt_loss(*case[:2], **OPTIONS, implementation=implementation)
+    np.testing.assert_array_equal(omitted, full)
