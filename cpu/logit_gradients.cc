@@ -1,5 +1,8 @@
 #include <algorithm>
 #include <cmath>
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
 
 #include "cpu/exp.h"
 #include "cpu/kernels.h"
@@ -67,12 +70,28 @@ void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t
   }
 }
 
+// A fresh buffer of the logits' size costs more in page faults than in arithmetic;
+// huge pages make it 512 times fewer. Only a hint, and only for whole huge pages.
+void PreferHugePages(void* begin, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(begin);
+  const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = (address + bytes) / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 template <typename L>
 void ComputeLogitGradients(const LogitGradientsStage<L>& s, const ParallelFor& parallel_for) {
   using T = Real<L>;
   const RowLoops<L> loops = BestRowLoops<L>();
+  if (s.logit_gradients != s.logits) {
+    const int64_t nodes = s.batch.size * s.batch.NodesPerUtterance();
+    PreferHugePages(s.logit_gradients, nodes * s.num_classes * int64_t{sizeof(L)});
+  }
   const int64_t columns = s.batch.columns;
   parallel_for(s.batch.size * s.batch.max_frames, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {

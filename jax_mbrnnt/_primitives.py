@@ -158,11 +158,14 @@ def _stage(
     primitive.def_abstract_eval(result_avals)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
 
-    lower_kernel = _kernel_lowering(_ffi.TARGETS[name], attributes, aliases or {}, workspace)
     mlir.register_lowering(primitive, _twin_lowering(twin, "this platform"))
-    for platform in ("cpu", "cuda"):
-        has_kernel = platform in _ffi.PLATFORMS
-        lower = lower_kernel if has_kernel else _twin_lowering(twin, platform)
+    # The kernels are right in place and not. XLA's GPU compiler turns an alias into the same
+    # buffer; its CPU compiler copies the operand first, and a copy costs more than it saves.
+    for platform, in_place in {"cpu": {}, "cuda": aliases or {}}.items():
+        if platform in _ffi.PLATFORMS:
+            lower = _kernel_lowering(_ffi.TARGETS[name], attributes, in_place, workspace)
+        else:
+            lower = _twin_lowering(twin, platform)
         mlir.register_lowering(primitive, lower, platform=platform)
 
     def batch(operands: Sequence[Any], dims: Sequence[int | None], **params: Any) -> Any:

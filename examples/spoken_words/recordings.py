@@ -1,4 +1,5 @@
 """Single spoken words: recorded prompts of a telephone exchange, or made-up tones."""
+# ruff: noqa: SIM905 -- long lists of words are easier to read without the quotes.
 
 import math
 import pathlib
