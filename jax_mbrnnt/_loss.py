@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax_mbrnnt._mesh import varying_axes
 from jax_mbrnnt._reference import Stages
 from jax_mbrnnt._spec import Arc, Options, validate_arcs
 
-Implementation = str | None
+Implementation = Literal["ffi", "xla"] | None
 
 
 def _stages(implementation: Implementation) -> Stages:
