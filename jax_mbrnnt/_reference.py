@@ -56,7 +56,7 @@ def _inside(
 
 def _log_normalizers(logits: jax.Array) -> jax.Array:
     """log-sum-exp over the classes; +inf for a row of -inf, which has no exits."""
-    maximum = jnp.max(logits, axis=-1)
+    maximum = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     shift = jnp.where(maximum == -jnp.inf, 0, maximum)
     total = jnp.sum(jnp.exp(logits - shift[..., None]), axis=-1)
     # A NaN beside -inf may escape the maximum, never the sum.
@@ -84,7 +84,10 @@ def arc_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
     """Stage 1: `[..., T, U+1, A]` log-probabilities and `[..., T, U+1]` log-normalizers."""
     *_, num_frames, columns, num_classes = logits.shape
-    x = logits.astype(real_dtype(logits.dtype))
+    inside = _inside(logit_lengths, label_lengths, num_frames, columns)
+    # Padding is replaced before anything is computed from it, not after: where it is NaN, so
+    # would be 0 times its derivative.
+    x = jnp.where(inside[..., None], logits.astype(real_dtype(logits.dtype)), 0)
     normalizers = _log_normalizers(x)
     label, is_class = _next_labels(labels, num_classes)
     u = _iota(columns)
@@ -100,7 +103,6 @@ def arc_log_probs(
 
     log_probs = jnp.stack([logits_of(v) for v in arc_classes], axis=-1)
     log_probs = log_probs - normalizers[..., None] - sigma
-    inside = _inside(logit_lengths, label_lengths, num_frames, columns)
     return (
         jnp.where(inside[..., None], log_probs, -jnp.inf),
         jnp.where(inside, normalizers, jnp.inf),
@@ -126,7 +128,10 @@ def _real_logit_gradients(
     weighed = [w * posteriors[..., a] for a, w in enumerate(weights)]
     occupancy = functools.reduce(jnp.add, weighed)
 
-    x = logits.astype(posteriors.dtype)
+    # Where no path comes through the gradient is 0, whatever the logits hold; padding has
+    # posteriors of 0 too.
+    visited = functools.reduce(jnp.logical_or, [p != 0 for p in weighed])[..., None]
+    x = jnp.where(visited, logits.astype(posteriors.dtype), 0)
     gradient = jnp.exp(x - log_normalizers[..., None]) * occupancy[..., None]
     label, _ = _next_labels(labels, num_classes)
     classes = _iota(num_classes)
@@ -137,9 +142,7 @@ def _real_logit_gradients(
         gradient = jnp.clip(gradient, -clamp, clamp)
     gradient = gradient * cotangents[..., None, None, None]
 
-    # No path comes through: 0, whatever the logits hold. Padding carries a posterior of 0 too.
-    visited = functools.reduce(jnp.logical_or, [p != 0 for p in weighed])
-    gradient = jnp.where(visited[..., None], gradient, 0)
+    gradient = jnp.where(visited, gradient, 0)
     valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
     return jnp.where(valid[..., None, None, None], gradient, jnp.nan)
 
@@ -373,6 +376,7 @@ def _loss_jvp(options, primals, tangents):
         fastemit_lambda=options.fastemit_lambda,
         clamp=options.clamp,
     )
-    moved = jnp.where(gradient == 0, 0, tangents[0].astype(gradient.dtype))
+    visited = jnp.any(posteriors != 0, axis=-1, keepdims=True)
+    moved = jnp.where(visited, tangents[0].astype(gradient.dtype), 0)
     losses = losses * (1 + options.fastemit_lambda)
     return losses, jnp.sum(gradient * moved, axis=(-3, -2, -1))

@@ -42,8 +42,12 @@ def multiblank_arcs(big_blank_durations: Sequence[int]) -> tuple[Arc, ...]:
 
     Returns:
       The label arc, the standard blank, then the big blanks in the order given.
+
+    Raises:
+      ValueError: if a duration is below 2 or there twice.
     """
-    return (Arc(0, True), Arc(1, False), *(Arc(int(d), False) for d in big_blank_durations))
+    durations = validate_durations(big_blank_durations)
+    return (Arc(0, True), Arc(1, False), *(Arc(d, False) for d in durations))
 
 
 def tdt_arcs(durations: Sequence[int]) -> tuple[Arc, ...]:
@@ -54,8 +58,14 @@ def tdt_arcs(durations: Sequence[int]) -> tuple[Arc, ...]:
 
     Returns:
       A label arc for every duration, then a blank for every duration of at least 1.
+
+    Raises:
+      ValueError: if a duration is negative.
     """
-    durations = [int(d) for d in durations]
+    durations = [operator.index(d) for d in durations]
+    for i, d in enumerate(durations):
+        if d < 0:
+            raise ValueError(f"durations[{i}]: expected a duration of at least 0, got {d}")
     labels = (Arc(d, True) for d in durations)
     return (*labels, *(Arc(d, False) for d in durations if d >= 1))
 

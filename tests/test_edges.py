@@ -436,6 +436,17 @@ def test_finite_mask_is_as_good_as_infinity(
     assert_close(gradients, expected_gradients, tolerance)
 
 
+@pytest.mark.parametrize("mask", [-50.0, -1e4, -1e9, -1e30, float(np.finfo(np.float32).min)])
+def test_big_blank_leads_around_a_finite_mask(mask: float, implementation: str) -> None:
+    """The frame between is all but out of reach; what passes it by keeps its digits."""
+    logits = np.zeros((2, 1, 3), np.float32)
+    logits[0, 0, 2] = mask
+    losses, _ = evaluate(
+        Case(logits, np.zeros(0, np.int32), np.int32(2), np.int32(0)), implementation
+    )
+    assert_close(losses, 1.01 * (np.log(2) + 0.05), 1e-6)
+
+
 @pytest.mark.parametrize("mask", [-1e9, -1e30])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_finite_mask_that_every_path_has_to_cross(

@@ -18,11 +18,9 @@ from jax_mbrnnt import (
     checked_multiblank_rnnt_loss,
     lattice_loss,
     multiblank_arc_log_probs,
-    multiblank_arcs,
     multiblank_rnnt_loss,
     rnnt_arcs,
     rnnt_loss,
-    tdt_arcs,
 )
 
 B, T, U, V = 2, 5, 3, 8
@@ -190,13 +188,6 @@ def test_arc_tables(
 def test_arc_log_probs_of_integers() -> None:
     with pytest.raises(TypeError, match=in_order("arc_log_probs", "float32", "int32")):
         trace(lattice_loss, [abstract((T, U + 1, 2))], arcs=rnnt_arcs())
-
-
-def test_durations_of_arc_tables() -> None:
-    with pytest.raises(ValueError, match=in_order("big_blank_durations", "2", "1")):
-        multiblank_arcs((1,))
-    with pytest.raises(ValueError, match=in_order("durations", "-1")):
-        tdt_arcs((0, -1))
 
 
 # Values of concrete operands: argument, index, expected, got.

@@ -23,7 +23,7 @@ MODULES: dict[str, set[str]] = {
     "__init__": {"_spec", "_loss", "decoding"},
 }
 KNOW_NO_JAX = {"_spec"}
-STANDARD_HEADER = r"<[a-z_0-9]+>"  # no slash: none of a framework's
+STANDARD_HEADER = r"<(sys/)?[a-z_0-9]+(\.h)?>"  # of C++ or POSIX, none of a framework's
 
 # What the C++ files may include. The first pattern that a file's path matches counts.
 INCLUDES: dict[str, str] = {

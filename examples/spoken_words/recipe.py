@@ -30,7 +30,7 @@ class Recipe:
     """
 
     vocabulary: int | None = None
-    words_per_utterance: tuple[int, int] = (2, 6)
+    words_per_utterance: tuple[int, int] = (2, 5)
     training_utterances: int = 3000
     test_utterances: int = 192
     width: int = 128

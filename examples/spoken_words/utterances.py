@@ -66,7 +66,7 @@ def make_utterances(
 
 
 def _join(rng: np.random.Generator, takes: list[np.ndarray]) -> np.ndarray:
-    """Puts words in a row: pauses of 0.05 to 0.5 s, +-4 dB a word, noise 15 to 30 dB below."""
+    """Puts words in a row: pauses of 0.1 to 1 s, +-4 dB a word, noise 15 to 30 dB below."""
     parts = [_pause(rng)]
     for samples in takes:
         parts += [samples * _decibels(rng.uniform(-4, 4)), _pause(rng)]
@@ -77,7 +77,7 @@ def _join(rng: np.random.Generator, takes: list[np.ndarray]) -> np.ndarray:
 
 
 def _pause(rng: np.random.Generator) -> np.ndarray:
-    return np.zeros(int(rng.uniform(0.05, 0.5) * SAMPLE_RATE), np.float32)
+    return np.zeros(int(rng.uniform(0.1, 1.0) * SAMPLE_RATE), np.float32)
 
 
 def _decibels(gain: float) -> np.float32:
