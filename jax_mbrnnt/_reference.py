@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_mbrnnt._mesh import unify_varying
@@ -54,11 +55,14 @@ def _inside(
 # ---- logits -> arc log-probabilities -------------------------------------------------
 
 
-def _log_normalizers(logits: jax.Array) -> jax.Array:
-    """log-sum-exp over the classes; +inf for a row of -inf, which has no exits."""
+def _log_normalizers(logits: jax.Array, inside: jax.Array) -> jax.Array:
+    """log-sum-exp over the classes; +inf for a row of -inf, which has no exits, and in padding."""
     maximum = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     shift = jnp.where(maximum == -jnp.inf, 0, maximum)
-    total = jnp.sum(jnp.exp(logits - shift[..., None]), axis=-1)
+    # Padding is replaced before exp, not after: where it is NaN, so would be 0 times the
+    # derivative of its exp.
+    shifted = jnp.where(inside[..., None], logits - shift[..., None], -jnp.inf)
+    total = jnp.sum(jnp.exp(shifted), axis=-1)
     # A NaN beside -inf may escape the maximum, never the sum.
     return jnp.where(total == 0, jnp.inf, shift + jnp.log(jnp.where(total == 0, 1, total)))
 
@@ -85,10 +89,8 @@ def arc_log_probs(
     """Stage 1: `[..., T, U+1, A]` log-probabilities and `[..., T, U+1]` log-normalizers."""
     *_, num_frames, columns, num_classes = logits.shape
     inside = _inside(logit_lengths, label_lengths, num_frames, columns)
-    # Padding is replaced before anything is computed from it, not after: where it is NaN, so
-    # would be 0 times its derivative.
-    x = jnp.where(inside[..., None], logits.astype(real_dtype(logits.dtype)), 0)
-    normalizers = _log_normalizers(x)
+    x = logits.astype(real_dtype(logits.dtype))
+    normalizers = _log_normalizers(x, inside)
     label, is_class = _next_labels(labels, num_classes)
     u = _iota(columns)
 
@@ -103,10 +105,30 @@ def arc_log_probs(
 
     log_probs = jnp.stack([logits_of(v) for v in arc_classes], axis=-1)
     log_probs = log_probs - normalizers[..., None] - sigma
-    return (
-        jnp.where(inside[..., None], log_probs, -jnp.inf),
-        jnp.where(inside, normalizers, jnp.inf),
-    )
+    return jnp.where(inside[..., None], log_probs, -jnp.inf), normalizers
+
+
+def _minus_at_labels(gradient: jax.Array, labels: jax.Array, own: jax.Array) -> jax.Array:
+    """Subtracts `own` `[..., T, U+1]` from the class of each column's next label."""
+    num_classes = gradient.shape[-1]
+    label, is_class = _next_labels(labels, num_classes)
+    label = jnp.where(is_class, label, num_classes)  # no class at all
+
+    def by_comparison(gradient: jax.Array, label: jax.Array, own: jax.Array) -> jax.Array:
+        reads = _iota(num_classes) == label[..., None, :, None]
+        return gradient - jnp.where(reads, own[..., None], 0)
+
+    def by_scatter(gradient: jax.Array, label: jax.Array, own: jax.Array) -> jax.Array:
+        rows = gradient.reshape(-1, num_classes)
+        index = jnp.broadcast_to(label[..., None, :], own.shape).ravel()
+        rows = rows.at[_iota(len(rows)), index].add(-own.ravel(), mode="drop")
+        return rows.reshape(gradient.shape)
+
+    # A comparison fuses with the rest of the gradient, as an accelerator wants it. On the CPU
+    # it fuses too far, into the transposition that a dense layer's backward pass begins with,
+    # and the whole gradient is computed in an order that misses the cache. Nothing fuses
+    # across a scatter.
+    return jax.lax.platform_dependent(gradient, label, own, cpu=by_scatter, default=by_comparison)
 
 
 def _real_logit_gradients(
@@ -124,27 +146,30 @@ def _real_logit_gradients(
 ) -> jax.Array:
     """Stage 3 before rounding to the logits' dtype. One fused elementwise map."""
     *_, num_frames, columns, num_classes = logits.shape
-    weights = [1.0 + fastemit_lambda if v == NEXT_LABEL else 1.0 for v in arc_classes]
-    weighed = [w * posteriors[..., a] for a, w in enumerate(weights)]
-    occupancy = functools.reduce(jnp.add, weighed)
+    valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
+    posteriors = jnp.where(valid[..., None, None, None], posteriors, jnp.nan)
+    # Each arc's weighed posterior, then their sum, then whether any is not 0: a small product,
+    # because XLA keeps the result of one, and would compute anew for every class what is
+    # merely elementwise.
+    weights = np.array([1 + fastemit_lambda if v == NEXT_LABEL else 1 for v in arc_classes])
+    columns_of = np.column_stack([np.diag(weights), weights]).astype(posteriors.dtype)
+    weighed = jnp.einsum(
+        "...a,ac->...c", posteriors, columns_of, precision=jax.lax.Precision.HIGHEST
+    )
+    occupancy = weighed[..., -1]
+    visited = occupancy != 0
 
-    # Where no path comes through the gradient is 0, whatever the logits hold; padding has
-    # posteriors of 0 too.
-    visited = functools.reduce(jnp.logical_or, [p != 0 for p in weighed])[..., None]
-    x = jnp.where(visited, logits.astype(posteriors.dtype), 0)
+    # Where no path comes through the gradient is 0, whatever the logits hold.
+    x = jnp.where(visited[..., None], logits.astype(posteriors.dtype), 0)
     gradient = jnp.exp(x - log_normalizers[..., None]) * occupancy[..., None]
-    label, _ = _next_labels(labels, num_classes)
-    classes = _iota(num_classes)
-    for v, own in zip(arc_classes, weighed, strict=True):
-        reads = classes == (label[..., None, :, None] if v == NEXT_LABEL else v)
-        gradient = gradient - jnp.where(reads, own[..., None], 0)
+    for a, v in enumerate(arc_classes):
+        if v == NEXT_LABEL:
+            gradient = _minus_at_labels(gradient, labels, weighed[..., a])
+        else:
+            gradient = gradient - jnp.where(_iota(num_classes) == v, weighed[..., a, None], 0)
     if clamp > 0:
         gradient = jnp.clip(gradient, -clamp, clamp)
-    gradient = gradient * cotangents[..., None, None, None]
-
-    gradient = jnp.where(visited, gradient, 0)
-    valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
-    return jnp.where(valid[..., None, None, None], gradient, jnp.nan)
+    return gradient * cotangents[..., None, None, None]
 
 
 def logit_gradients(logits: jax.Array, *operands: jax.Array, **options: Any) -> jax.Array:

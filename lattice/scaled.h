@@ -61,8 +61,8 @@ struct Ln2<double> {
 // exp(x) of a log-probability.
 template <typename T>
 MBRNNT_HD Scaled<T> FromLog(T x) {
-  if (x == -T(INFINITY)) return Scaled<T>::Zero();
   const T exponent = std::rint(x * T(1.4426950408889634));
+  if (exponent == -T(INFINITY)) return Scaled<T>::Zero();  // as good as -inf, if not -inf
   T rest = (x - exponent * Ln2<T>::kHigh) - exponent * Ln2<T>::kLow;
   // |rest| <= ln(2)/2, but for an x so large that its own spacing exceeds 1.
   rest = rest > T(1) ? T(1) : (rest < T(-1) ? T(-1) : rest);

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from jax_mbrnnt import MultiblankRNNT, multiblank_rnnt_loss
 
 Array = NDArray[Any]
+Implementation = Literal["ffi", "xla"]
 
 
 class Case(NamedTuple):

@@ -1,10 +1,12 @@
 """Are the arc tables and the arc log-probabilities what the lattice is said to be made of?"""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_close, losses_and_gradients, random_case, valid_cells
+from cases import Implementation, assert_close, losses_and_gradients, random_case, valid_cells
 from enumeration import log_softmax
 
 from jax_mbrnnt import (
@@ -33,7 +35,7 @@ def test_tdt_arcs() -> None:
     assert tdt_arcs((0, 2, 1)) == (*labels, Arc(2, False), Arc(1, False))
 
 
-def test_arc_log_probs_are_gathered_log_softmax_less_sigma(implementation: str) -> None:
+def test_arc_log_probs_are_gathered_log_softmax_less_sigma(implementation: Implementation) -> None:
     case = random_case(2)
     actual = multiblank_arc_log_probs(
         *case,
@@ -51,9 +53,9 @@ def test_arc_log_probs_are_gathered_log_softmax_less_sigma(implementation: str) 
     assert_close(actual, expected, 1e-13)
 
 
-def test_arc_log_probs_are_differentiable(implementation: str) -> None:
+def test_arc_log_probs_are_differentiable(implementation: Implementation) -> None:
     case = random_case(3)
-    options = {
+    options: dict[str, Any] = {
         "blank_id": BLANK,
         "big_blank_durations": DURATIONS,
         "implementation": implementation,
@@ -77,9 +79,15 @@ def test_arc_log_probs_are_differentiable(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_loss_is_the_lattice_over_the_arc_log_probs(dtype: str, implementation: str) -> None:
+def test_the_loss_is_the_lattice_over_the_arc_log_probs(
+    dtype: str, implementation: Implementation
+) -> None:
     case = random_case(5, dtype=dtype)
-    options = {"big_blank_durations": DURATIONS, "sigma": SIGMA, "implementation": implementation}
+    options: dict[str, Any] = {
+        "big_blank_durations": DURATIONS,
+        "sigma": SIGMA,
+        "implementation": implementation,
+    }
 
     def composed(logits: jax.Array, *rest: jax.Array, **_: object) -> jax.Array:
         arc_log_probs = multiblank_arc_log_probs(logits, *rest, **options)

@@ -93,5 +93,5 @@ def test_kernels_say_what_to_use_instead(order: str) -> None:
         "forward over reverse": lambda x: jax.jvp(gradient, (x,), (x,)),
         "reverse over reverse": jax.grad(lambda x: gradient(x).sum()),
     }
-    with pytest.raises((NotImplementedError, TypeError), match="implementation=.xla."):
+    with pytest.raises((NotImplementedError, TypeError), match=r"implementation=.xla."):
         derivatives[order](jnp.asarray(case.logits))

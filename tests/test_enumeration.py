@@ -1,10 +1,12 @@
 """Do both implementations sum over exactly the paths of the lattice?"""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, assert_close, losses_and_gradients, random_case
+from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
 from enumeration import lattice, paths, transducers
 from test_oracle import MULTIBLANK, RNNT, Fields, durations, name, operands, options
 
@@ -59,7 +61,7 @@ def test_enumeration_gives_the_oracle_of_rnnt(case: Fields) -> None:
     ],
     ids=str,
 )
-def test_loss_at_every_length(options: dict[str, object], implementation: str) -> None:
+def test_loss_at_every_length(options: dict[str, Any], implementation: Implementation) -> None:
     case = every_length(random_case(0, (T * (U + 1),), T, U, V))
     expected_losses, expected_gradients = transducers(*case, **options)
     losses, gradients = losses_and_gradients(case, implementation=implementation, **options)
@@ -79,7 +81,7 @@ def test_loss_at_every_length(options: dict[str, object], implementation: str) -
     ],
     ids=lambda arcs: " ".join(f"{arc.duration}{'e' if arc.emits else 'b'}" for arc in arcs),
 )
-def test_lattice_over_any_arc_table(arcs: tuple[Arc, ...], implementation: str) -> None:
+def test_lattice_over_any_arc_table(arcs: tuple[Arc, ...], implementation: Implementation) -> None:
     shape = (T * (U + 1), T, U + 1, len(arcs))
     # Weights need not be normalised, and arcs that are not there carry numbers, too.
     arc_log_probs = np.random.default_rng(1).normal(size=shape)

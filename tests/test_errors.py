@@ -108,7 +108,7 @@ OPERANDS = {
 }
 
 
-@pytest.mark.parametrize("wrong, error", OPERANDS.values(), ids=OPERANDS.keys())
+@pytest.mark.parametrize(("wrong", "error"), OPERANDS.values(), ids=OPERANDS.keys())
 @pytest.mark.parametrize(
     "function",
     [multiblank_rnnt_loss, rnnt_loss, multiblank_arc_log_probs, checked_multiblank_rnnt_loss],
@@ -151,14 +151,14 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("wrong, words", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize(("wrong", "words"), OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("function", [multiblank_rnnt_loss, checked_multiblank_rnnt_loss])
 def test_options(function: Any, wrong: dict[str, Any], words: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=in_order(*words)):
         trace(function, **wrong)
 
 
-@pytest.mark.parametrize("wrong, words", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize(("wrong", "words"), OPTIONS.values(), ids=OPTIONS.keys())
 def test_options_of_the_model(wrong: dict[str, Any], words: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=in_order(*words)):
         trace(MultiblankRNNT(**wrong).score_forward)
@@ -169,7 +169,7 @@ def test_options_of_the_model(wrong: dict[str, Any], words: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize("function", [lattice_loss, arc_posteriors])
 @pytest.mark.parametrize(
-    "shape, arcs, words",
+    ("shape", "arcs", "words"),
     [
         ((B, T, U + 1, 3), rnnt_arcs(), ("arc_log_probs", "2", "3")),
         ((T, 2), rnnt_arcs(), ("arc_log_probs", "5, 2")),
@@ -200,7 +200,7 @@ VALUES = {
     "label length above": ("label_lengths", (0,), U + 1, ("label_lengths[0]", "3", "4")),
 }
 PARAMETRIZE_VALUES = pytest.mark.parametrize(
-    "operand, index, value, words", VALUES.values(), ids=VALUES.keys()
+    ("operand", "index", "value", "words"), VALUES.values(), ids=VALUES.keys()
 )
 
 
@@ -230,7 +230,7 @@ def test_concrete_values(
         function(*wrong_value(operand, index, value))
 
 
-@pytest.mark.parametrize("operand, index, value, words", list(VALUES.values())[2:])
+@pytest.mark.parametrize(("operand", "index", "value", "words"), list(VALUES.values())[2:])
 def test_concrete_lengths_of_a_lattice(
     operand: str, index: tuple[int, ...], value: int, words: tuple[str, ...]
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Array, Case, assert_close, losses_and_gradients, random_case
+from cases import Array, Case, Implementation, assert_close, losses_and_gradients, random_case
 
 OPTIONS: dict[str, Any] = {"sigma": 0.05, "fastemit_lambda": 0.01, "clamp": 0.5}
 
@@ -78,11 +78,11 @@ def test_twin_in_every_dtype(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_errors_are_at_most_twice_the_references_own(dtype: str) -> None:
     case = random_case(8, (8,), 60, 15, 33, dtype=dtype)
-    options = {**OPTIONS, "big_blank_durations": (2, 4, 8)}
+    options: dict[str, Any] = {**OPTIONS, "big_blank_durations": (2, 4, 8)}
     exact = Case(case.logits.astype("float64"), *case[1:])
     exact_results = losses_and_gradients(exact, **options, implementation="xla")
 
-    def errors(implementation: str) -> list[float]:
+    def errors(implementation: Implementation) -> list[float]:
         results = losses_and_gradients(case, **options, implementation=implementation)
         pairs = zip(results, exact_results, strict=True)
         return [np.max(np.abs(a.astype("float64") - b)) for a, b in pairs]

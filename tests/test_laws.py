@@ -6,7 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from cases import Array, Case, assert_close, compiled, losses_and_gradients, random_case
+from cases import (
+    Array,
+    Case,
+    Implementation,
+    assert_close,
+    compiled,
+    losses_and_gradients,
+    random_case,
+)
 
 from jax_mbrnnt import multiblank_arcs, multiblank_rnnt_loss, rnnt_loss
 
@@ -17,15 +25,15 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
-def posteriors(case: Case, implementation: str) -> Array:
+def posteriors(case: Case, implementation: Implementation) -> Array:
     return np.asarray(compiled("posteriors", **OPTIONS, implementation=implementation)(*case))
 
 
-def evaluate(case: Case, implementation: str, **options: Any) -> tuple[Array, Array]:
+def evaluate(case: Case, implementation: Implementation, **options: Any) -> tuple[Array, Array]:
     return losses_and_gradients(case, **{**OPTIONS, **options}, implementation=implementation)
 
 
-def test_golden(implementation: str) -> None:
+def test_golden(implementation: Implementation) -> None:
     """The number that the field's RNN-T losses share for their smallest test."""
     logits = np.array(
         [
@@ -38,7 +46,7 @@ def test_golden(implementation: str) -> None:
     np.testing.assert_allclose(loss, 4.495666, rtol=0, atol=1e-6)
 
 
-def test_uniform_logits_count_the_paths(implementation: str) -> None:
+def test_uniform_logits_count_the_paths(implementation: Implementation) -> None:
     """RNN-T has C(T-1+U, U) paths, each of T + U arcs, each arc of probability 1/V."""
     T, U, V = 6, 4, 5
     loss = rnnt_loss(np.zeros((T, U + 1, V)), np.zeros(U, np.int32), implementation=implementation)
@@ -47,14 +55,18 @@ def test_uniform_logits_count_the_paths(implementation: str) -> None:
 
 
 @DTYPES
-def test_paths_leave_the_first_node(dtype: str, tolerance: float, implementation: str) -> None:
+def test_paths_leave_the_first_node(
+    dtype: str, tolerance: float, implementation: Implementation
+) -> None:
     """-loss = beta(0, 0): the posteriors at (0, 0) are exp(arc + beta(head) + loss)."""
     case = random_case(10, dtype=dtype)
     assert_close(posteriors(case, implementation)[:, 0, 0].sum(-1), np.ones(3), tolerance)
 
 
 @DTYPES
-def test_every_label_is_emitted_once(dtype: str, tolerance: float, implementation: str) -> None:
+def test_every_label_is_emitted_once(
+    dtype: str, tolerance: float, implementation: Implementation
+) -> None:
     case = random_case(11, dtype=dtype)
     emitted = posteriors(case, implementation)[..., 0].sum(-2)
     expected = np.arange(4) < case.label_lengths[:, None]
@@ -62,14 +74,18 @@ def test_every_label_is_emitted_once(dtype: str, tolerance: float, implementatio
 
 
 @DTYPES
-def test_blanks_take_every_frame(dtype: str, tolerance: float, implementation: str) -> None:
+def test_blanks_take_every_frame(
+    dtype: str, tolerance: float, implementation: Implementation
+) -> None:
     case = random_case(12, dtype=dtype)
     frames = posteriors(case, implementation) @ np.array([0, 1, *DURATIONS], dtype)
     assert_close(frames.sum((-1, -2)), case.logit_lengths, tolerance)
 
 
 @DTYPES
-def test_what_enters_a_node_leaves_it(dtype: str, tolerance: float, implementation: str) -> None:
+def test_what_enters_a_node_leaves_it(
+    dtype: str, tolerance: float, implementation: Implementation
+) -> None:
     case = random_case(13, dtype=dtype)
     T, U1 = case.logits.shape[1:3]
     for b, flow in enumerate(posteriors(case, implementation)):
@@ -84,13 +100,15 @@ def test_what_enters_a_node_leaves_it(dtype: str, tolerance: float, implementati
 
 
 @DTYPES
-def test_gradient_rows_sum_to_zero(dtype: str, tolerance: float, implementation: str) -> None:
+def test_gradient_rows_sum_to_zero(
+    dtype: str, tolerance: float, implementation: Implementation
+) -> None:
     _, gradients = evaluate(random_case(14, dtype=dtype), implementation)
     assert np.any(gradients != 0)
     assert_close(gradients.sum(-1), np.zeros(gradients.shape[:-1]), tolerance)
 
 
-def test_gradient_is_the_derivative(implementation: str) -> None:
+def test_gradient_is_the_derivative(implementation: Implementation) -> None:
     case = random_case(15)
     gradients = evaluate(case, implementation)[1]
     direction = np.random.default_rng(16).normal(size=case.logits.shape)
@@ -102,7 +120,7 @@ def test_gradient_is_the_derivative(implementation: str) -> None:
     assert_close(np.sum(gradients * direction, (-1, -2, -3)), (ahead - behind) / (2 * step), 1e-8)
 
 
-def test_sigma_taxes_every_arc(implementation: str) -> None:
+def test_sigma_taxes_every_arc(implementation: Implementation) -> None:
     """Every path of RNN-T has T + U arcs."""
     case = random_case(17)
     losses, gradients = losses_and_gradients(case, implementation=implementation)
@@ -111,7 +129,7 @@ def test_sigma_taxes_every_arc(implementation: str) -> None:
     assert_close(taxed, gradients, 1e-12)
 
 
-def test_fastemit_scales_the_loss_and_weighs_the_labels(implementation: str) -> None:
+def test_fastemit_scales_the_loss_and_weighs_the_labels(implementation: Implementation) -> None:
     case = random_case(18)
     losses, gradients = evaluate(case, implementation)
     _, doubled = evaluate(case, implementation, fastemit_lambda=1.0)
@@ -121,7 +139,7 @@ def test_fastemit_scales_the_loss_and_weighs_the_labels(implementation: str) -> 
     assert np.max(np.abs(doubled - gradients)) > 0.1
 
 
-def test_clamp_bounds_the_gradient(implementation: str) -> None:
+def test_clamp_bounds_the_gradient(implementation: Implementation) -> None:
     case = random_case(19)
     losses, gradients = evaluate(case, implementation)
     clamped_losses, clamped = evaluate(case, implementation, clamp=0.1)
@@ -130,7 +148,7 @@ def test_clamp_bounds_the_gradient(implementation: str) -> None:
     assert_close(clamped_losses, losses, 1e-15)
 
 
-def test_logits_are_defined_up_to_a_constant(implementation: str) -> None:
+def test_logits_are_defined_up_to_a_constant(implementation: Implementation) -> None:
     case = random_case(20)
     losses, gradients = evaluate(case, implementation)
     constants = np.random.default_rng(21).normal(scale=10, size=(3, 5, 4, 1))
@@ -140,7 +158,7 @@ def test_logits_are_defined_up_to_a_constant(implementation: str) -> None:
     assert_close(shifted_gradients, gradients, 1e-12)
 
 
-def test_masked_big_blanks_leave_rnnt(implementation: str) -> None:
+def test_masked_big_blanks_leave_rnnt(implementation: Implementation) -> None:
     case = random_case(22)
     case.logits[..., -3:-1] = -np.inf
     np.minimum(case.labels, 4, out=case.labels)
@@ -162,7 +180,7 @@ def test_vmap_is_batch() -> None:
     np.testing.assert_array_equal(mapped_gradients, gradients)
 
 
-def test_padding_changes_nothing(implementation: str) -> None:
+def test_padding_changes_nothing(implementation: Implementation) -> None:
     """No length reaches the padded size."""
     case = random_case(24)
     losses, gradients = evaluate(case, implementation)
@@ -189,7 +207,7 @@ def test_kernels_are_deterministic_to_the_bit(dtype: str) -> None:
         np.testing.assert_array_equal(again.astype(np.float32), gradients.astype(np.float32))
 
 
-def test_omitted_lengths_are_full(implementation: str) -> None:
+def test_omitted_lengths_are_full(implementation: Implementation) -> None:
     case = random_case(26, ragged=False)
     full = multiblank_rnnt_loss(*case, **OPTIONS, implementation=implementation)
     omitted = multiblank_rnnt_loss(*case[:2], **OPTIONS, implementation=implementation)

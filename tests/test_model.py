@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from cases import assert_close, losses_and_gradients, random_case
+from cases import Implementation, assert_close, losses_and_gradients, random_case
 
 from jax_mbrnnt import (
     MultiblankRNNT,
@@ -27,18 +27,22 @@ OPTIONS: dict[str, Any] = {
 
 
 @pytest.fixture
-def model(implementation: str) -> MultiblankRNNT:
+def model(implementation: Implementation) -> MultiblankRNNT:
     return MultiblankRNNT(**OPTIONS, implementation=implementation)
 
 
-def test_call_and_score_forward_give_the_losses(model: MultiblankRNNT, implementation: str) -> None:
+def test_call_and_score_forward_give_the_losses(
+    model: MultiblankRNNT, implementation: Implementation
+) -> None:
     case = random_case(50)
     losses = multiblank_rnnt_loss(*case, **OPTIONS, implementation=implementation)
     np.testing.assert_array_equal(model(*case), losses)
     assert_close(model.score_forward(*case), losses, 1e-14)
 
 
-def test_cost_and_grad_is_what_autodiff_gives(model: MultiblankRNNT, implementation: str) -> None:
+def test_cost_and_grad_is_what_autodiff_gives(
+    model: MultiblankRNNT, implementation: Implementation
+) -> None:
     case = random_case(51)
     expected = losses_and_gradients(case, **OPTIONS, implementation=implementation)
     losses, gradients = model.cost_and_grad(*case)
@@ -52,9 +56,11 @@ def test_dtypes_of_cost_and_grad(model: MultiblankRNNT, dtype: str) -> None:
     assert (losses.dtype, gradients.dtype) == ("float32", dtype)
 
 
-def test_posteriors_are_the_lattices(model: MultiblankRNNT, implementation: str) -> None:
+def test_posteriors_are_the_lattices(model: MultiblankRNNT, implementation: Implementation) -> None:
     case = random_case(53)
-    options = {name: OPTIONS[name] for name in ("blank_id", "big_blank_durations", "sigma")}
+    options: dict[str, Any] = {
+        name: OPTIONS[name] for name in ("blank_id", "big_blank_durations", "sigma")
+    }
     arc_log_probs = multiblank_arc_log_probs(*case, **options, implementation=implementation)
     expected = arc_posteriors(
         arc_log_probs, *case[2:], arcs=model.arcs, implementation=implementation
@@ -84,7 +90,7 @@ def test_frozen_equal_and_hashable() -> None:
 
 def test_durations_of_a_config_file_are_hashable_too() -> None:
     """TOML, YAML and JSON know lists only."""
-    options = {**OPTIONS, "big_blank_durations": [2, 3]}
+    options: dict[str, Any] = {**OPTIONS, "big_blank_durations": [2, 3]}
     assert hash(MultiblankRNNT(**options)) == hash(MultiblankRNNT(**OPTIONS))
 
 

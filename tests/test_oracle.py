@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from cases import Array, Case, assert_close, losses_and_gradients
+from cases import Array, Case, Implementation, assert_close, losses_and_gradients
 from enumeration import log_softmax
 
 from jax_mbrnnt import (
@@ -93,7 +93,7 @@ def test_no_case_is_missing() -> None:
 
 
 @runs(DISTINCT)
-def test_multiblank(case: Fields, dtype: str, implementation: str) -> None:
+def test_multiblank(case: Fields, dtype: str, implementation: Implementation) -> None:
     losses, gradients = losses_and_gradients(
         operands(case, dtype),
         function=multiblank_rnnt_loss,
@@ -106,7 +106,7 @@ def test_multiblank(case: Fields, dtype: str, implementation: str) -> None:
 
 
 @runs(RNNT)
-def test_rnnt(case: Fields, dtype: str, implementation: str) -> None:
+def test_rnnt(case: Fields, dtype: str, implementation: Implementation) -> None:
     losses, gradients = losses_and_gradients(
         operands(case, dtype),
         function=rnnt_loss,
@@ -119,7 +119,7 @@ def test_rnnt(case: Fields, dtype: str, implementation: str) -> None:
 
 @pytest.mark.parametrize("case", REPEATED, ids=name)
 def test_duration_given_to_two_classes_is_for_the_lattice_alone(
-    case: Fields, implementation: str
+    case: Fields, implementation: Implementation
 ) -> None:
     operand = operands(case, "float64")
     with pytest.raises(ValueError, match="big_blank_durations"):
@@ -136,7 +136,7 @@ def test_duration_given_to_two_classes_is_for_the_lattice_alone(
 
 
 @functools.cache
-def tdt_loss(durations: tuple[int, ...], implementation: str) -> Any:
+def tdt_loss(durations: tuple[int, ...], implementation: Implementation) -> Any:
     def loss(arc_log_probs: Any, logit_lengths: Any, label_lengths: Any) -> Any:
         return lattice_loss(
             arc_log_probs,
@@ -150,7 +150,7 @@ def tdt_loss(durations: tuple[int, ...], implementation: str) -> Any:
 
 
 @runs(TDT)
-def test_tdt_is_another_arc_table(case: Fields, dtype: str, implementation: str) -> None:
+def test_tdt_is_another_arc_table(case: Fields, dtype: str, implementation: Implementation) -> None:
     """Costs only: the logits of a token-and-duration model are not this package's business."""
     operand = operands(case, "float64")
     D = len(durations(case))

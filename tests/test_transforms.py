@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, assert_close, losses_and_gradients, random_case
+from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
 
 from jax_mbrnnt import MultiblankRNNT, multiblank_rnnt_loss
 
@@ -21,11 +21,11 @@ def case() -> Case:
     return jax.tree.map(jnp.asarray, random_case(60, (2, 3)))
 
 
-def loss(*operands: Any, implementation: str) -> jax.Array:
+def loss(*operands: Any, implementation: Implementation) -> jax.Array:
     return multiblank_rnnt_loss(*operands, **OPTIONS, implementation=implementation)
 
 
-def expected(case: Case, implementation: str, cotangents: Any = None) -> tuple[Any, Any]:
+def expected(case: Case, implementation: Implementation, cotangents: Any = None) -> tuple[Any, Any]:
     return losses_and_gradients(case, cotangents, **OPTIONS, implementation=implementation)
 
 
@@ -34,7 +34,7 @@ def expected(case: Case, implementation: str, cotangents: Any = None) -> tuple[A
 
 @KERNELS
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_vmap_over_any_axis(case: Case, axis: int, implementation: str) -> None:
+def test_vmap_over_any_axis(case: Case, axis: int, implementation: Implementation) -> None:
     def one(*operands: jax.Array) -> jax.Array:
         return loss(*operands, implementation=implementation)
 
@@ -44,7 +44,7 @@ def test_vmap_over_any_axis(case: Case, axis: int, implementation: str) -> None:
 
 
 @KERNELS
-def test_nested_vmap(case: Case, implementation: str) -> None:
+def test_nested_vmap(case: Case, implementation: Implementation) -> None:
     def one(*operands: jax.Array) -> jax.Array:
         return loss(*operands, implementation=implementation)
 
@@ -58,7 +58,7 @@ def test_nested_vmap(case: Case, implementation: str) -> None:
     [(0, None, None, None), (None, 0, None, None), (None, None, 0, 0), (0, 0, None, 0)],
     ids=str,
 )
-def test_vmap_of_some_operands(case: Case, in_axes: Any, implementation: str) -> None:
+def test_vmap_of_some_operands(case: Case, in_axes: Any, implementation: Implementation) -> None:
     """And its gradient: that of an operand all utterances share is summed over them."""
 
     def total(*operands: jax.Array) -> jax.Array:
@@ -79,7 +79,7 @@ def test_vmap_of_some_operands(case: Case, in_axes: Any, implementation: str) ->
 
 
 @pytest.mark.parametrize("transform", ["grad of vmap", "vmap of grad"])
-def test_vmap_and_grad(case: Case, transform: str, implementation: str) -> None:
+def test_vmap_and_grad(case: Case, transform: str, implementation: Implementation) -> None:
     def one(*operands: jax.Array) -> jax.Array:
         return loss(*operands, implementation=implementation).sum()
 
@@ -105,7 +105,7 @@ def test_vmap_makes_no_further_kernel_calls(case: Case) -> None:
 
 
 @KERNELS
-def test_cotangents_scale_the_gradient(case: Case, implementation: str) -> None:
+def test_cotangents_scale_the_gradient(case: Case, implementation: Implementation) -> None:
     cotangents = np.random.default_rng(61).normal(size=(2, 3))
     assert np.any(cotangents < 0)
     _, gradients = expected(case, implementation)
@@ -114,8 +114,8 @@ def test_cotangents_scale_the_gradient(case: Case, implementation: str) -> None:
 
 
 @KERNELS
-def test_cotangents_come_after_the_clamp(case: Case, implementation: str) -> None:
-    options = {**OPTIONS, "clamp": 0.1, "implementation": implementation}
+def test_cotangents_come_after_the_clamp(case: Case, implementation: Implementation) -> None:
+    options: dict[str, Any] = {**OPTIONS, "clamp": 0.1, "implementation": implementation}
     _, gradients = losses_and_gradients(case, **options)
     _, scaled = losses_and_gradients(case, np.full((2, 3), -5.0), **options)
     assert_close(scaled, -5 * gradients, 1e-14)
@@ -123,14 +123,14 @@ def test_cotangents_come_after_the_clamp(case: Case, implementation: str) -> Non
 
 
 @KERNELS
-def test_no_cotangent_no_gradient(case: Case, implementation: str) -> None:
+def test_no_cotangent_no_gradient(case: Case, implementation: Implementation) -> None:
     assert np.all(expected(case, implementation, np.zeros((2, 3)))[1] == 0)
 
 
 # jit, checkpoint, scan, donation.
 
 
-def test_without_jit(case: Case, implementation: str) -> None:
+def test_without_jit(case: Case, implementation: Implementation) -> None:
     def total(logits: jax.Array) -> jax.Array:
         return loss(logits, *case[1:], implementation=implementation).sum()
 
@@ -140,7 +140,7 @@ def test_without_jit(case: Case, implementation: str) -> None:
     assert_close(gradients, expected_gradients, 1e-14)
 
 
-def test_disable_jit(implementation: str) -> None:
+def test_disable_jit(implementation: Implementation) -> None:
     case = random_case(62, (2,), 3, 2)
 
     def total(logits: jax.Array) -> jax.Array:
@@ -155,7 +155,7 @@ def test_disable_jit(implementation: str) -> None:
 
 @KERNELS
 def test_repeated_calls_compile_nothing(
-    case: Case, implementation: str, caplog: pytest.LogCaptureFixture
+    case: Case, implementation: Implementation, caplog: pytest.LogCaptureFixture
 ) -> None:
     def step() -> Any:
         return jax.value_and_grad(
@@ -169,7 +169,7 @@ def test_repeated_calls_compile_nothing(
     assert compiled == []
 
 
-def test_checkpoint(case: Case, implementation: str) -> None:
+def test_checkpoint(case: Case, implementation: Implementation) -> None:
     @jax.checkpoint
     def total(weights: jax.Array) -> jax.Array:
         logits = case.logits @ weights
@@ -180,7 +180,7 @@ def test_checkpoint(case: Case, implementation: str) -> None:
     assert_close(actual, jnp.einsum("...v,...w->vw", case.logits, gradients), 1e-12)
 
 
-def test_scan(case: Case, implementation: str) -> None:
+def test_scan(case: Case, implementation: Implementation) -> None:
     def total(logits: jax.Array) -> jax.Array:
         def step(carry: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             losses = loss(*one, implementation=implementation)
@@ -195,7 +195,7 @@ def test_scan(case: Case, implementation: str) -> None:
 
 
 @KERNELS
-def test_gradients_in_place_of_donated_logits(case: Case, implementation: str) -> None:
+def test_gradients_in_place_of_donated_logits(case: Case, implementation: Implementation) -> None:
     model = MultiblankRNNT(**OPTIONS, implementation=implementation)
     losses, gradients = expected(case, implementation)
     donated = jax.jit(model.cost_and_grad, donate_argnums=0)(jnp.array(case.logits), *case[1:])
@@ -204,7 +204,9 @@ def test_gradients_in_place_of_donated_logits(case: Case, implementation: str) -
 
 
 @KERNELS
-def test_logits_that_are_used_again_stay_as_they_were(case: Case, implementation: str) -> None:
+def test_logits_that_are_used_again_stay_as_they_were(
+    case: Case, implementation: Implementation
+) -> None:
     @jax.jit
     def step(logits: jax.Array) -> Any:
         logits = 2 * logits

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from features import CHARACTERS, FRAME_SECONDS, MEL_BANDS, Batch
@@ -77,7 +78,14 @@ class Recogniser(nnx.Module):
         self.blank = classes - 1  # Also fills the prediction network's context at the start.
         self.encoder = Encoder(recipe.width, recipe.dilations, rngs=rngs)
         self.prediction = Prediction(classes, recipe.context, recipe.width, rngs=rngs)
-        self.output = nnx.Linear(recipe.width, classes, rngs=rngs)
+        # Before anything is learned, the longer a blank the more probable it is: training is then
+        # faster than from equal blanks.
+        durations = np.array([1, *transducer.big_blank_durations])
+        bias = np.zeros(classes)
+        bias[self.blank - np.arange(len(durations))] = np.log(durations)
+        self.output = nnx.Linear(
+            recipe.width, classes, bias_init=nnx.initializers.constant(bias), rngs=rngs
+        )
 
     def joint(self, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
         """Maps `[..., H]` of the encoder and of the prediction network to logits `[..., V]`."""

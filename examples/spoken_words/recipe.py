@@ -39,7 +39,7 @@ class Recipe:
     feature_noise: float = 0.1
     batch_size: int = 16
     buckets: int = 3
-    steps: int = 600
+    steps: int = 700
     warmup_steps: int = 100
     peak_learning_rate: float = 2e-3
     weight_decay: float = 1e-3
