@@ -108,29 +108,6 @@ def arc_log_probs(
     return jnp.where(inside[..., None], log_probs, -jnp.inf), normalizers
 
 
-def _minus_at_labels(gradient: jax.Array, labels: jax.Array, own: jax.Array) -> jax.Array:
-    """Subtracts `own` `[..., T, U+1]` from the class of each column's next label."""
-    num_classes = gradient.shape[-1]
-    label, is_class = _next_labels(labels, num_classes)
-    label = jnp.where(is_class, label, num_classes)  # no class at all
-
-    def by_comparison(gradient: jax.Array, label: jax.Array, own: jax.Array) -> jax.Array:
-        reads = _iota(num_classes) == label[..., None, :, None]
-        return gradient - jnp.where(reads, own[..., None], 0)
-
-    def by_scatter(gradient: jax.Array, label: jax.Array, own: jax.Array) -> jax.Array:
-        rows = gradient.reshape(-1, num_classes)
-        index = jnp.broadcast_to(label[..., None, :], own.shape).ravel()
-        rows = rows.at[_iota(len(rows)), index].add(-own.ravel(), mode="drop")
-        return rows.reshape(gradient.shape)
-
-    # A comparison fuses with the rest of the gradient, as an accelerator wants it. On the CPU
-    # it fuses too far, into the transposition that a dense layer's backward pass begins with,
-    # and the whole gradient is computed in an order that misses the cache. Nothing fuses
-    # across a scatter.
-    return jax.lax.platform_dependent(gradient, label, own, cpu=by_scatter, default=by_comparison)
-
-
 def _real_logit_gradients(
     logits: jax.Array,
     labels: jax.Array,
@@ -162,11 +139,11 @@ def _real_logit_gradients(
     # Where no path comes through the gradient is 0, whatever the logits hold.
     x = jnp.where(visited[..., None], logits.astype(posteriors.dtype), 0)
     gradient = jnp.exp(x - log_normalizers[..., None]) * occupancy[..., None]
+    label, _ = _next_labels(labels, num_classes)
     for a, v in enumerate(arc_classes):
-        if v == NEXT_LABEL:
-            gradient = _minus_at_labels(gradient, labels, weighed[..., a])
-        else:
-            gradient = gradient - jnp.where(_iota(num_classes) == v, weighed[..., a, None], 0)
+        # Selected by comparison, which fuses and stays on its device where a scatter would not.
+        reads = _iota(num_classes) == (label[..., None, :, None] if v == NEXT_LABEL else v)
+        gradient = gradient - jnp.where(reads, weighed[..., a, None], 0)
     if clamp > 0:
         gradient = jnp.clip(gradient, -clamp, clamp)
     return gradient * cotangents[..., None, None, None]
@@ -211,7 +188,7 @@ def _by_head(plane: jax.Array, arc: Arc, diagonals: int) -> jax.Array:
     moved = int(arc.emits)  # a label arc's head is one column to the right
     right = diagonals + 1 - num_frames - arc.duration
     plane = jax.lax.pad(plane, nothing, [*keep, (moved, -moved, 0), (arc.duration, right, 0)])
-    sheared = plane.reshape(*batch, -1)[..., : columns * diagonals]
+    sheared = plane.reshape(*batch, columns * (diagonals + 1))[..., : columns * diagonals]
     return jnp.moveaxis(sheared.reshape(*batch, columns, diagonals), -1, 0)
 
 
@@ -270,9 +247,11 @@ def _log_likelihoods(
         final = jnp.take_along_axis(alphas, jnp.clip(label_lengths, 0)[..., None], axis=-1)[..., 0]
         log_likelihood = jnp.where(n == at_end, final + offset, log_likelihood)
 
-        maximum = jax.lax.stop_gradient(jnp.max(alphas, axis=-1))
+        # Of all diagonals that an arc may still leave: the newest alone may be nearly dead.
+        recent = jnp.concatenate([alphas[None], recent[:-1]])
+        maximum = jax.lax.stop_gradient(jnp.max(recent, axis=(0, -1)))
         center = jnp.where(jnp.isfinite(maximum), jnp.round(maximum), 0)
-        recent = jnp.concatenate([alphas[None], recent[:-1]]) - center[..., None]
+        recent = recent - center[..., None]
         return (recent, offset + center, log_likelihood), None
 
     carry = (recent, zero, zero - jnp.inf)

@@ -122,7 +122,11 @@ template <typename T>
 MBRNNT_HD T ArcPosterior(const Lattice<T>& lattice, const Scaled<T>* alphas, const Scaled<T>* betas,
                          Scaled<T> likelihood, int64_t t, int64_t u, int a) {
   if (!(likelihood.mantissa > T(0))) return likelihood.mantissa;
-  return Ratio(Multiply(alphas[lattice.Node(t, u)], ArcBeta(lattice, betas, t, u, a)), likelihood);
+  const T posterior =
+      Ratio(Multiply(alphas[lattice.Node(t, u)], ArcBeta(lattice, betas, t, u, a)), likelihood);
+  // Past 2^24 an exponent is no longer exact: where every path has to cross a mask such as -1e9
+  // the posteriors cannot be trusted, but they are bounded still.
+  return posterior > T(1) ? T(1) : posterior;
 }
 
 }  // namespace mbrnnt
