@@ -15,8 +15,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rivals
 
+import rivals
 from jax_mbrnnt import multiblank_rnnt_loss
 
 SHAPES = [(4, 100, 21, 29), (8, 200, 41, 128), (4, 200, 41, 1024)]

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from cases import Implementation, assert_close, losses_and_gradients, random_case, valid_cells
 from enumeration import log_softmax
-
 from jax_mbrnnt import (
     Arc,
     lattice_loss,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_close, random_case
 
+from cases import assert_close, random_case
 from jax_mbrnnt import multiblank_rnnt_loss, rnnt_loss
 
 

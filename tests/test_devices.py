@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
 from jax_mbrnnt import MultiblankRNNT
 
 OPTIONS: dict[str, Any] = {"big_blank_durations": (2, 3), "sigma": 0.05, "fastemit_lambda": 0.1}
@@ -53,23 +53,6 @@ def test_results_are_sharded_as_the_logits_are(implementation: Implementation) -
     expected_losses, expected_gradients = losses_and_gradients(case, **options)
     assert_close(losses, expected_losses, 1e-14)
     assert_close(gradients, expected_gradients, 1e-14)
-
-
-def lowered_for_tpu(implementation: Implementation | None) -> str:
-    model = MultiblankRNNT(**OPTIONS, implementation=implementation)
-    trace = jax.jit(model.cost_and_grad).trace(*random_case(68, dtype=np.float32))
-    return trace.lower(lowering_platforms=("tpu",)).as_text()
-
-
-def test_platform_without_kernels_gets_the_twin() -> None:
-    model, case = MultiblankRNNT(**OPTIONS), random_case(68, dtype=np.float32)
-    assert "custom_call @jax_mbrnnt" in jax.jit(model.cost_and_grad).lower(*case).as_text()
-    assert "custom_call @jax_mbrnnt" not in lowered_for_tpu(None)
-
-
-def test_platform_without_kernels_cannot_be_told_to_use_them() -> None:
-    with pytest.raises(NotImplementedError, match=r"implementation=.ffi."):
-        lowered_for_tpu("ffi")
 
 
 def test_without_64_bits() -> None:

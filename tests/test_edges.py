@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+
 from cases import (
     Array,
     Case,
@@ -21,7 +22,6 @@ from cases import (
     valid_cells,
 )
 from enumeration import transducers
-
 from jax_mbrnnt import lattice_loss, multiblank_rnnt_loss, rnnt_arcs
 
 B, T, U, V = 3, 4, 2, 6

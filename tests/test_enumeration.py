@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
 from enumeration import lattice, paths, transducers
-from test_oracle import MULTIBLANK, RNNT, Fields, durations, name, operands, options
-
 from jax_mbrnnt import Arc, arc_posteriors, lattice_loss, multiblank_arcs, rnnt_arcs, tdt_arcs
+from test_oracle import MULTIBLANK, RNNT, Fields, durations, name, operands, options
 
 T, U, V = 4, 3, 7
 

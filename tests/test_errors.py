@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, random_case
 from jax.experimental import checkify
 
+from cases import Case, random_case
 from jax_mbrnnt import (
     Arc,
     MultiblankRNNT,

@@ -4,6 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
 from cases import (
     Array,
     Case,
@@ -14,10 +18,6 @@ from cases import (
     valid_cells,
 )
 from enumeration import lattice, transducers
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-
 from jax_mbrnnt import Arc, arc_posteriors, lattice_loss, multiblank_arcs, tdt_arcs
 
 T, U, V = 4, 2, 5

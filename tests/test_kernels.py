@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from cases import Array, Case, Implementation, assert_close, losses_and_gradients, random_case
 
 OPTIONS: dict[str, Any] = {"sigma": 0.05, "fastemit_lambda": 0.01, "clamp": 0.5}

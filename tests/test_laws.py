@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+
 from cases import (
     Array,
     Case,
@@ -15,7 +16,6 @@ from cases import (
     losses_and_gradients,
     random_case,
 )
-
 from jax_mbrnnt import multiblank_arcs, multiblank_rnnt_loss, rnnt_loss
 
 DURATIONS = (2, 3)

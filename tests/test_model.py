@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from cases import Implementation, assert_close, losses_and_gradients, random_case
 
+from cases import Implementation, assert_close, losses_and_gradients, random_case
 from jax_mbrnnt import (
     MultiblankRNNT,
     arc_posteriors,

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+
 from cases import Array, Case, Implementation, assert_close, losses_and_gradients
 from enumeration import log_softmax
-
 from jax_mbrnnt import (
     Arc,
     lattice_loss,

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cases import Array, losses_and_gradients, random_case
 
 OPTIONS: dict[str, Any] = {"big_blank_durations": (2, 4, 8), "sigma": 0.05}

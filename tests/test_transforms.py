@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
 
+from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
 from jax_mbrnnt import MultiblankRNNT, multiblank_rnnt_loss
 
 OPTIONS: dict[str, Any] = {"big_blank_durations": (2, 3), "sigma": 0.05, "fastemit_lambda": 0.1}
