@@ -521,7 +521,8 @@ def multiblank_arc_log_probs(
       blank_id: class of the standard blank; negative counts from the end.
       big_blank_durations: frames that each big blank skips.
       sigma: logit under-normalisation.
-      implementation: see `multiblank_rnnt_loss`.
+      implementation: see `multiblank_rnnt_loss`; "xla" has derivatives of any order here, too,
+        but in reverse mode alone.
 
     Returns:
       `[batch_dims..., T, U+1, A]` in nats, the arcs in the order of

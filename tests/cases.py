@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from jax_mbrnnt import MultiblankRNNT, multiblank_rnnt_loss
+from jax_mbrnnt import Arc, MultiblankRNNT, arc_posteriors, lattice_loss, multiblank_rnnt_loss
 
 Array = NDArray[Any]
 Implementation = Literal["ffi", "xla"]
@@ -52,6 +53,12 @@ def valid_cells(case: Case) -> NDArray[np.bool_]:
     return (t < logit_lengths[..., None, None]) & (u <= label_lengths[..., None, None])
 
 
+def jitted(function: Callable[..., Any], implementation: Implementation | None) -> Any:
+    """`jax.jit`. Of the twin, whose compilation takes seconds, without LLVM's optimisations."""
+    unoptimized = {"xla_backend_optimization_level": 0}
+    return jax.jit(function, compiler_options=unoptimized if implementation == "xla" else None)
+
+
 @functools.cache
 def _compiled(function: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> Any:
     def run(case: Case, cotangents: Any) -> Any:
@@ -60,7 +67,7 @@ def _compiled(function: Callable[..., Any], options: tuple[tuple[str, Any], ...]
         )
         return losses, pullback(cotangents.astype(losses.dtype))[0]
 
-    return jax.jit(run)
+    return jitted(run, dict(options).get("implementation"))
 
 
 def losses_and_gradients(
@@ -84,7 +91,20 @@ def losses_and_gradients(
 @functools.cache
 def compiled(method: str, **options: Any) -> Any:
     """A jitted method of `MultiblankRNNT(**options)`."""
-    return jax.jit(getattr(MultiblankRNNT(**options), method))
+    return jitted(getattr(MultiblankRNNT(**options), method), options.get("implementation"))
+
+
+@functools.cache
+def compiled_lattice(arcs: tuple[Arc, ...], implementation: Implementation) -> Any:
+    """Of `(arc_log_probs, logit_lengths, label_lengths)`: losses, their gradients, posteriors."""
+
+    def run(arc_log_probs: jax.Array, *lengths: jax.Array) -> tuple[jax.Array, ...]:
+        options: dict[str, Any] = {"arcs": arcs, "implementation": implementation}
+        losses, pullback = jax.vjp(lambda x: lattice_loss(x, *lengths, **options), arc_log_probs)
+        posteriors = arc_posteriors(arc_log_probs, *lengths, **options)
+        return losses, pullback(jnp.ones_like(losses))[0], posteriors
+
+    return jitted(run, implementation)
 
 
 def assert_close(actual: ArrayLike, expected: ArrayLike, tolerance: float) -> None:

@@ -1,68 +1,69 @@
 """Are derivatives of any order and mode right, and do the kernels say which they lack?"""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import assert_close, random_case
+from cases import assert_close, jitted, random_case
 from jax_mbrnnt import multiblank_rnnt_loss, rnnt_loss
+
+STEP = 1e-5  # of the finite differences
+
+
+def loss(logits: jax.Array) -> jax.Array:
+    """Of flat logits `[T, U+1, V]` = [4, 3, 5] with padding, by the twin."""
+    return multiblank_rnnt_loss(
+        logits.reshape(4, 3, 5),
+        np.array([0, 2], np.int32),
+        np.int32(2),
+        np.int32(1),
+        big_blank_durations=(2,),
+        implementation="xla",
+    )
+
+
+gradient = jitted(jax.grad(loss), "xla")
 
 
 @pytest.fixture(params=["plain", "masked"])
-def function(request: pytest.FixtureRequest) -> tuple[Any, jax.Array, jax.Array]:
-    """The loss of flat logits with padding, by the twin; a point; a direction.
-
-    Masked: a class is -inf everywhere, and so is a node. The derivatives are still finite.
-    """
-    case = random_case(63, (), 4, 2, 5)
-    case.logits[2:], case.logits[:, 2:] = np.nan, np.nan  # beyond the lengths
+def point(request: pytest.FixtureRequest) -> jax.Array:
+    """Padded with NaN. Masked: -inf for a class everywhere and for all of a node."""
+    logits = random_case(63, (), 4, 2, 5).logits
+    logits[2:], logits[:, 2:] = np.nan, np.nan
     if request.param == "masked":
-        case.logits[..., 1] = -np.inf
-        case.logits[1, 0] = -np.inf
-
-    def flat(logits: jax.Array) -> jax.Array:
-        return multiblank_rnnt_loss(
-            logits.reshape(4, 3, 5),
-            np.array([0, 2], np.int32),
-            np.int32(2),
-            np.int32(1),
-            big_blank_durations=(2,),
-            implementation="xla",
-        )
-
-    direction = np.random.default_rng(64).normal(size=case.logits.size)
-    return flat, jnp.asarray(case.logits.ravel()), jnp.asarray(direction)
+        logits[..., 1] = -np.inf
+        logits[1, 0] = -np.inf
+    return jnp.asarray(logits.ravel())
 
 
-def test_jvp(function: Any) -> None:
-    loss, point, direction = function
-    slope = jax.jvp(loss, (point,), (direction,))[1]
-    assert_close(slope, jax.grad(loss)(point) @ direction, 1e-13)
+@pytest.fixture
+def direction() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(64).normal(size=60))
 
 
-def test_hessian(function: Any) -> None:
-    loss, point, direction = function
-    gradient, step = jax.jit(jax.grad(loss)), 1e-5
-    hessian = jax.jit(jax.hessian(loss))(point)
-    differences = gradient(point + step * direction) - gradient(point - step * direction)
-    assert_close(hessian @ direction, differences / (2 * step), 1e-8)
+def test_jvp(point: jax.Array, direction: jax.Array) -> None:
+    slope = jax.jvp(jitted(loss, "xla"), (point,), (direction,))[1]
+    assert_close(slope, gradient(point) @ direction, 1e-13)
+
+
+def test_hessian(point: jax.Array, direction: jax.Array) -> None:
+    hessian = jitted(jax.hessian(loss), "xla")(point)
+    differences = gradient(point + STEP * direction) - gradient(point - STEP * direction)
+    assert_close(hessian @ direction, differences / (2 * STEP), 1e-8)
     assert_close(hessian, hessian.T, 1e-13)
     assert np.max(np.abs(hessian)) > 0.01
 
 
 @pytest.mark.parametrize("order", ["forward over reverse", "reverse over reverse"])
-def test_hessian_vector_product(function: Any, order: str) -> None:
-    loss, point, direction = function
-    gradient, step = jax.grad(loss), 1e-5
-    if order == "forward over reverse":
-        product = jax.jvp(gradient, (point,), (direction,))[1]
-    else:
-        product = jax.grad(lambda x: gradient(x) @ direction)(point)
-    differences = gradient(point + step * direction) - gradient(point - step * direction)
-    assert_close(product, differences / (2 * step), 1e-8)
+def test_hessian_vector_product(point: jax.Array, direction: jax.Array, order: str) -> None:
+    products = {
+        "forward over reverse": lambda x: jax.jvp(jax.grad(loss), (x,), (direction,))[1],
+        "reverse over reverse": jax.grad(lambda x: jax.grad(loss)(x) @ direction),
+    }
+    differences = gradient(point + STEP * direction) - gradient(point - STEP * direction)
+    product = jitted(products[order], "xla")(point)
+    assert_close(product, differences / (2 * STEP), 1e-8)
 
 
 def test_hessian_where_elements_of_the_gradient_vanish() -> None:
@@ -71,14 +72,13 @@ def test_hessian_where_elements_of_the_gradient_vanish() -> None:
     def loss(logits: jax.Array) -> jax.Array:
         return rnnt_loss(logits.reshape(2, 2, 2), np.array([0], np.int32), implementation="xla")
 
-    point, step = jnp.zeros(8), 1e-5
-    gradient = jax.jit(jax.grad(loss))
+    gradient, point = jitted(jax.grad(loss), "xla"), jnp.zeros(8)
     assert gradient(point)[0] == 0
     columns = [
-        (gradient(point.at[i].set(step)) - gradient(point.at[i].set(-step))) / (2 * step)
+        (gradient(point.at[i].set(STEP)) - gradient(point.at[i].set(-STEP))) / (2 * STEP)
         for i in range(8)
     ]
-    assert_close(jax.jit(jax.hessian(loss))(point), np.stack(columns, -1), 1e-8)
+    assert_close(jitted(jax.hessian(loss), "xla")(point), np.stack(columns, -1), 1e-8)
 
 
 @pytest.mark.parametrize("order", ["forward over reverse", "reverse over reverse"])

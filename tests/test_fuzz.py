@@ -13,12 +13,13 @@ from cases import (
     Case,
     Implementation,
     assert_close,
+    compiled_lattice,
     losses_and_gradients,
     random_case,
     valid_cells,
 )
 from enumeration import lattice, transducers
-from jax_mbrnnt import Arc, arc_posteriors, lattice_loss, multiblank_arcs, tdt_arcs
+from jax_mbrnnt import Arc, multiblank_arcs, tdt_arcs
 
 T, U, V = 4, 2, 5
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["ffi", "xla"])
@@ -75,12 +76,11 @@ def lattices(draw: st.DrawFn) -> tuple[tuple[Arc, ...], Array, np.int32, np.int3
 @given(lattices())
 def test_random_lattices(implementation: Implementation, drawn: Any) -> None:
     arcs, arc_log_probs, T, U = drawn
-    options: dict[str, Any] = {"arcs": arcs, "implementation": implementation}
-    loss = lattice_loss(arc_log_probs, T, U, **options)
-    posteriors = arc_posteriors(arc_log_probs, T, U, **options)
+    loss, gradient, posteriors = compiled_lattice(arcs, implementation)(arc_log_probs, T, U)
     expected_log_likelihood, expected_posteriors = lattice(arc_log_probs, int(T), int(U), arcs)
     assert_close(loss, -expected_log_likelihood, 1e-10)
     assert_close(posteriors, expected_posteriors, 1e-10)
+    assert_close(gradient, -expected_posteriors, 1e-10)
 
 
 @settings(max_examples=40)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from cases import Array, Case, Implementation, assert_close, losses_and_gradients
+from cases import Array, Case, Implementation, assert_close, jitted, losses_and_gradients
 from enumeration import log_softmax
 from jax_mbrnnt import (
     Arc,
@@ -146,7 +146,7 @@ def tdt_loss(durations: tuple[int, ...], implementation: Implementation) -> Any:
             implementation=implementation,
         )
 
-    return jax.jit(loss)
+    return jitted(loss, implementation)
 
 
 @runs(TDT)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
+from cases import Case, Implementation, assert_close, jitted, losses_and_gradients, random_case
 from jax_mbrnnt import MultiblankRNNT, multiblank_rnnt_loss
 
 OPTIONS: dict[str, Any] = {"big_blank_durations": (2, 3), "sigma": 0.05, "fastemit_lambda": 0.1}
@@ -78,13 +78,16 @@ def test_vmap_of_some_operands(case: Case, in_axes: Any, implementation: Impleme
     assert_close(gradient, gradients if in_axes[0] == 0 else gradients.sum(0), 1e-13)
 
 
-@pytest.mark.parametrize("transform", ["grad of vmap", "vmap of grad"])
+@pytest.mark.parametrize(
+    ("transform", "implementation"),
+    [("grad of vmap", "ffi"), ("vmap of grad", "ffi"), ("vmap of grad", "xla")],
+)
 def test_vmap_and_grad(case: Case, transform: str, implementation: Implementation) -> None:
     def one(*operands: jax.Array) -> jax.Array:
         return loss(*operands, implementation=implementation).sum()
 
     if transform == "vmap of grad":
-        gradients = jax.jit(jax.vmap(jax.grad(one)))(*case)
+        gradients = jitted(jax.vmap(jax.grad(one)), implementation)(*case)
     else:
         gradients = jax.jit(jax.grad(lambda *all: jax.vmap(one)(*all).sum()))(*case)
     assert_close(gradients, expected(case, implementation)[1], 1e-14)
@@ -140,6 +143,7 @@ def test_without_jit(case: Case, implementation: Implementation) -> None:
     assert_close(gradients, expected_gradients, 1e-14)
 
 
+@KERNELS
 def test_disable_jit(implementation: Implementation) -> None:
     case = random_case(62, (2,), 3, 2)
 
@@ -176,7 +180,7 @@ def test_checkpoint(case: Case, implementation: Implementation) -> None:
         return loss(logits, *case[1:], implementation=implementation).sum()
 
     _, gradients = expected(case, implementation)
-    actual = jax.jit(jax.grad(total))(jnp.eye(8))
+    actual = jitted(jax.grad(total), implementation)(jnp.eye(8))
     assert_close(actual, jnp.einsum("...v,...w->vw", case.logits, gradients), 1e-12)
 
 
@@ -188,7 +192,7 @@ def test_scan(case: Case, implementation: Implementation) -> None:
 
         return jax.lax.scan(step, jnp.zeros(()), (logits, *case[1:]))[0]
 
-    value, gradients = jax.jit(jax.value_and_grad(total))(case.logits)
+    value, gradients = jitted(jax.value_and_grad(total), implementation)(case.logits)
     losses, expected_gradients = expected(case, implementation)
     assert_close(value, losses.sum(), 1e-13)
     assert_close(gradients, expected_gradients, 1e-14)
