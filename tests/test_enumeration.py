@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
+from cases import (
+    Case,
+    Implementation,
+    assert_close,
+    compiled_lattice,
+    losses_and_gradients,
+    random_case,
+)
 from enumeration import lattice, paths, transducers
 from jax_mbrnnt import Arc, multiblank_arcs, rnnt_arcs, tdt_arcs
 from test_oracle import MULTIBLANK, RNNT, Fields, durations, name, operands, options
