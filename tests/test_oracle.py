@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from cases import Array, Case, Implementation, assert_close, jitted, losses_and_gradients
+from cases import Array, Case, Implementation, assert_close, compiled, jitted, losses_and_gradients
 from enumeration import log_softmax
 from jax_mbrnnt import (
     Arc,
@@ -94,29 +94,30 @@ def test_no_case_is_missing() -> None:
     assert [len(cases) for cases in (DISTINCT, REPEATED, RNNT, TDT)] == [43, 2, 19, 12]
 
 
+def assert_as_computed(
+    case: Fields, dtype: str, implementation: Implementation, function: Any, options: dict[str, Any]
+) -> None:
+    options["implementation"] = implementation
+    if implementation == "ffi":
+        results = losses_and_gradients(operands(case, dtype), function=function, **options)
+    else:  # compiled in less time than autodiff; test_model.py holds the two together
+        results = compiled("cost_and_grad", **options)(*operands(case, dtype))
+    for result, expected in zip(results, (case["costs"], case["grads"]), strict=True):
+        assert result.dtype == dtype
+        assert_close(result, expected, TOLERANCES[dtype])
+
+
 @runs(DISTINCT)
 def test_multiblank(case: Fields, dtype: str, implementation: Implementation) -> None:
-    losses, gradients = losses_and_gradients(
-        operands(case, dtype),
-        function=multiblank_rnnt_loss,
-        big_blank_durations=durations(case),
-        implementation=implementation,
-        **options(case, "sigma", "fastemit_lambda", "clamp"),
-    )
-    assert_close(losses, case["costs"], TOLERANCES[dtype])
-    assert_close(gradients, case["grads"], TOLERANCES[dtype])
+    settings = options(case, "sigma", "fastemit_lambda", "clamp")
+    settings["big_blank_durations"] = durations(case)
+    assert_as_computed(case, dtype, implementation, multiblank_rnnt_loss, settings)
 
 
 @runs(RNNT)
 def test_rnnt(case: Fields, dtype: str, implementation: Implementation) -> None:
-    losses, gradients = losses_and_gradients(
-        operands(case, dtype),
-        function=rnnt_loss,
-        implementation=implementation,
-        **options(case, "fastemit_lambda", "clamp"),
-    )
-    assert_close(losses, case["costs"], TOLERANCES[dtype])
-    assert_close(gradients, case["grads"], TOLERANCES[dtype])
+    settings = options(case, "fastemit_lambda", "clamp")
+    assert_as_computed(case, dtype, implementation, rnnt_loss, settings)
 
 
 @pytest.mark.parametrize("case", REPEATED, ids=name)
