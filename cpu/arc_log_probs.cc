@@ -13,7 +13,7 @@ void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& paralle
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
       const Extent extent = s.batch.ExtentOf(b);
-      const int32_t* labels = s.labels + b * (columns - 1);
+      const int32_t* labels = s.batch.LabelsOf(s.labels, b);
       for (int64_t u = 0; u < columns; ++u) {
         const int64_t node = row * columns + u;
         T* arc_log_probs = s.arc_log_probs + node * num_arcs;
@@ -24,20 +24,9 @@ void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& paralle
         }
         const L* logits = s.logits + node * s.num_classes;
         const T normalizer = s.log_normalizers[node] = log_normalizer(logits, s.num_classes);
-        for (int64_t a = 0; a < num_arcs; ++a) {
-          int64_t v = s.arc_classes.classes[a];
-          if (v == kNextLabel) {
-            if (u == extent.labels) {
-              arc_log_probs[a] = -T(INFINITY);
-              continue;
-            }
-            v = labels[u];
-            if (v < 0 || v >= s.num_classes) {
-              arc_log_probs[a] = T(NAN);
-              continue;
-            }
-          }
-          arc_log_probs[a] = ArcLogProb(ToReal(logits[v]), normalizer, s.sigma);
+        for (int a = 0; a < num_arcs; ++a) {
+          const int64_t v = s.arc_classes.ClassAt(a, labels, u, extent.labels, s.num_classes);
+          arc_log_probs[a] = ArcLogProb(logits, v, normalizer, s.sigma);
         }
       }
     }

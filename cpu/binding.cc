@@ -3,7 +3,7 @@
 #include <nanobind/nanobind.h>
 
 #include "cpu/kernels.h"
-#include "ffi/decode.h"
+#include "ffi/handlers.h"
 #include "ffi/thread_pool.h"
 
 namespace nb = nanobind;
@@ -11,60 +11,46 @@ namespace nb = nanobind;
 namespace mbrnnt::cpu {
 namespace {
 
-ParallelFor On(ffi::ThreadPool& pool) {
-  return [&pool](int64_t n, const LoopBody& body) { mbrnnt::ParallelFor(pool, n, body); };
-}
+struct Cpu {
+  static constexpr Workspace kWorkspace = Workspace::kNumbers;
 
-template <typename... Args>
-ffi::Error ArcLogProbs(ffi::ThreadPool pool, Args... args) {
-  return DecodeArcLogProbs(args..., [&](const auto& stage) {
+  static auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
+
+  template <typename L>
+  static ffi::Error Run(ffi::ThreadPool pool, const ArcLogProbsStage<L>& stage) {
     ComputeArcLogProbs(stage, On(pool));
     return ffi::Error::Success();
-  });
-}
-
-template <typename... Args>
-ffi::Error LatticeLosses(ffi::ThreadPool pool, Args... args) {
-  return DecodeLattice(args..., [&](const auto& stage) {
+  }
+  template <typename T>
+  static ffi::Error Run(ffi::ThreadPool pool, const LatticeStage<T>& stage) {
     ComputeLattice(stage, On(pool));
     return ffi::Error::Success();
-  });
-}
-
-template <typename... Args>
-ffi::Error LogitGradients(ffi::ThreadPool pool, Args... args) {
-  return DecodeLogitGradients(args..., [&](const auto& stage) {
+  }
+  template <typename L>
+  static ffi::Error Run(ffi::ThreadPool pool, const LogitGradientsStage<L>& stage) {
     ComputeLogitGradients(stage, On(pool));
     return ffi::Error::Success();
-  });
-}
+  }
 
-auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
-
-XLA_FFI_DEFINE_HANDLER(
-    kArcLogProbs, [](auto... args) { return ArcLogProbs(args...); }, BindArcLogProbs(Bind()));
-XLA_FFI_DEFINE_HANDLER(
-    kLattice, [](auto... args) { return LatticeLosses(args...); }, BindLattice(Bind()));
-XLA_FFI_DEFINE_HANDLER(
-    kLogitGradients, [](auto... args) { return LogitGradients(args...); },
-    BindLogitGradients(Bind()));
-
-nb::capsule Capsule(XLA_FFI_Handler* handler) {
-  return nb::capsule(reinterpret_cast<void*>(handler), "xla._CUSTOM_CALL_TARGET");
-}
+  static ParallelFor On(ffi::ThreadPool& pool) {
+    return [&pool](int64_t n, const LoopBody& body) { mbrnnt::ParallelFor(pool, n, body); };
+  }
+};
 
 }  // namespace
 }  // namespace mbrnnt::cpu
 
 NB_MODULE(_cpu, m) {
-  using namespace mbrnnt::cpu;
+  using mbrnnt::cpu::Cpu;
   m.attr("ffi_api_version") = nb::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
+  m.def("scaled_per_node", [](int64_t num_arcs, bool with_posteriors) {
+    return mbrnnt::ScaledPerNode(Cpu::kWorkspace, num_arcs, with_posteriors);
+  });
   m.def("handlers", [] {
-    nb::dict handlers;
-    handlers["arc_log_probs"] = Capsule(kArcLogProbs);
-    handlers["lattice"] = Capsule(kLattice);
-    handlers["lattice_score"] = Capsule(kLattice);
-    handlers["logit_gradients"] = Capsule(kLogitGradients);
-    return handlers;
+    nb::dict capsules;
+    for (const auto& [stage, handler] : mbrnnt::Handlers<Cpu>()) {
+      capsules[stage] = nb::capsule(reinterpret_cast<void*>(handler), "xla._CUSTOM_CALL_TARGET");
+    }
+    return capsules;
   });
 }

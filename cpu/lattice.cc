@@ -6,37 +6,36 @@ namespace mbrnnt::cpu {
 namespace {
 
 template <typename T>
-void SweepForward(const Lattice<T>& lattice, Scaled<T>* alphas) {
+void SweepForward(const Lattice<T>& lattice, NodeNumbers<T> alphas) {
   for (int64_t t = 0; t < lattice.extent.frames; ++t) {
     for (int64_t u = 0; u <= lattice.extent.labels; ++u) {
-      alphas[lattice.Node(t, u)] = AlphaAt(lattice, alphas, t, u);
+      alphas(t, u) = AlphaAt(lattice, alphas, t, u);
     }
   }
 }
 
 template <typename T>
-void SweepBackward(const Lattice<T>& lattice, Scaled<T>* betas) {
+void SweepBackward(const Lattice<T>& lattice, NodeNumbers<T> betas) {
   for (int64_t t = lattice.extent.frames - 1; t >= 0; --t) {
     for (int64_t u = lattice.extent.labels; u >= 0; --u) {
-      betas[lattice.Node(t, u)] = BetaAt(lattice, betas, t, u);
+      betas(t, u) = BetaAt(lattice, betas, t, u);
     }
   }
 }
 
 template <typename T>
-Scaled<T> Likelihood(const Lattice<T>& lattice, const Scaled<T>* alphas) {
+Scaled<T> Likelihood(const Lattice<T>& lattice, NodeNumbers<T> alphas) {
   if (!lattice.extent.valid) return {T(NAN), T(0)};
   return AlphaAt(lattice, alphas, lattice.extent.frames, lattice.extent.labels);
 }
 
-// Frame t of one utterance. In place: an arc's posterior needs no other arc's
-// log-probability.
+// Frame t of one utterance.
 template <typename T>
-void WritePosteriors(const Lattice<T>& lattice, const Scaled<T>* alphas, const Scaled<T>* betas,
+void WritePosteriors(const Lattice<T>& lattice, NodeNumbers<T> alphas, NodeNumbers<T> betas,
                      Scaled<T> likelihood, int64_t t, T* posteriors) {
   const T padding = lattice.extent.valid ? T(0) : T(NAN);
   for (int64_t u = 0; u < lattice.columns; ++u) {
-    T* node = posteriors + lattice.Node(t, u) * lattice.table.size;
+    T* node = posteriors + (t * lattice.columns + u) * lattice.table.size;
     const bool inside = lattice.extent.Contains(t, u);
     for (int a = 0; a < lattice.table.size; ++a) {
       node[a] = inside ? ArcPosterior(lattice, alphas, betas, likelihood, t, u, a) : padding;
@@ -56,11 +55,12 @@ void ComputeLattice(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
       const int64_t b = task / directions;
       const Lattice<T> lattice = s.LatticeOf(b);
       if (task % directions == 0) {
-        SweepForward(lattice, s.alphas + b * nodes);
-        s.likelihoods[b] = Likelihood(lattice, s.alphas + b * nodes);
+        const NodeNumbers<T> alphas = s.Of(s.alphas, b);
+        SweepForward(lattice, alphas);
+        s.likelihoods[b] = Likelihood(lattice, alphas);
         s.losses[b] = -Log(s.likelihoods[b]);
       } else {
-        SweepBackward(lattice, s.betas + b * nodes);
+        SweepBackward(lattice, s.Of(s.betas, b));
       }
     }
   });
@@ -68,7 +68,7 @@ void ComputeLattice(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
   parallel_for(s.batch.size * max_frames, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / max_frames;
-      WritePosteriors(s.LatticeOf(b), s.alphas + b * nodes, s.betas + b * nodes, s.likelihoods[b],
+      WritePosteriors(s.LatticeOf(b), s.Of(s.alphas, b), s.Of(s.betas, b), s.likelihoods[b],
                       row % max_frames, s.posteriors + b * nodes * s.table.size);
     }
   });

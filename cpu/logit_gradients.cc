@@ -35,7 +35,7 @@ struct ReadClasses {
 // at before the row is overwritten.
 template <typename L>
 void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t node,
-              const int32_t* next_label, Real<L> cotangent) {
+              const int32_t* labels, int64_t u, int64_t num_labels, Real<L> cotangent) {
   using T = Real<L>;
   const L* logits = s.logits + node * s.num_classes;
   L* gradients = s.logit_gradients + node * s.num_classes;
@@ -45,13 +45,12 @@ void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t
   T occupancy = 0;
   bool visited = false;
   for (int a = 0; a < s.arc_classes.size; ++a) {
-    const int32_t fixed = s.arc_classes.classes[a];
-    const T posterior = s.rule.Weigh(posteriors[a], fixed == kNextLabel);
+    const T posterior = s.rule.Weigh(posteriors[a], s.arc_classes.IsLabel(a));
     occupancy += posterior;
     visited |= posterior != T(0);
-    const int64_t v = fixed == kNextLabel ? (next_label ? *next_label : -1) : fixed;
+    const int64_t v = s.arc_classes.ClassAt(a, labels, u, num_labels, s.num_classes);
     // An arc without a class is not there; its posterior is 0, or NaN like the others.
-    if (v >= 0 && v < s.num_classes) read.Add(v, posterior);
+    if (v >= 0) read.Add(v, posterior);
   }
   if (!visited) {  // no path comes through: nothing to read
     std::fill_n(gradients, s.num_classes, FromReal<L>(T(0)));
@@ -97,11 +96,10 @@ void ComputeLogitGradients(const LogitGradientsStage<L>& s, const ParallelFor& p
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
       const Extent extent = s.batch.ExtentOf(b);
-      const int32_t* labels = s.labels + b * (columns - 1);
+      const int32_t* labels = s.batch.LabelsOf(s.labels, b);
       const int64_t inside = t < extent.frames ? extent.labels + 1 : 0;
       for (int64_t u = 0; u < inside; ++u) {
-        const int32_t* next_label = u < extent.labels ? labels + u : nullptr;
-        WriteRow(s, loops, row * columns + u, next_label, s.cotangents[b]);
+        WriteRow(s, loops, row * columns + u, labels, u, extent.labels, s.cotangents[b]);
       }
       const T padding = extent.valid ? T(0) : T(NAN);
       std::fill(s.logit_gradients + (row * columns + inside) * s.num_classes,

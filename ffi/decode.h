@@ -134,6 +134,7 @@ inline ArcClasses DecodeArcClasses(ffi::Span<const int32_t> classes, int64_t num
                                    Checker& check) {
   ArcClasses decoded{};
   check.Require(classes.size() >= 1 && classes.size() <= kMaxArcs, "number of arcs out of range");
+  check.Require(num_classes < int64_t{1} << 31, "more classes than a label can name");
   if (!check.ok()) return decoded;
   for (int32_t v : classes) {
     check.Require(v == kNextLabel || (v >= 0 && v < num_classes), "arc class outside [0, V)");
@@ -199,9 +200,14 @@ ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
 
 // ---- lattice and lattice_score -------------------------------------------------
 
-// Workspace: alphas, then (with posteriors) betas, then likelihoods; two numbers each.
-inline int64_t LatticeWorkspaceSize(int64_t nodes, bool with_posteriors) {
-  return 2 * ((with_posteriors ? 2 : 1) * nodes + 1);
+// What a room's lattice works with.
+enum class Workspace { kNumbers, kNumbersAndWeights };
+
+// Scaled numbers of workspace for each node: alpha, with posteriors beta, and the
+// weights of its arcs. Every utterance has one more, its likelihood.
+inline int64_t ScaledPerNode(Workspace workspace, int64_t num_arcs, bool with_posteriors) {
+  const int64_t weights = workspace == Workspace::kNumbersAndWeights ? num_arcs : 0;
+  return 1 + (with_posteriors ? 1 : 0) + weights;
 }
 
 template <typename Binding>
@@ -217,10 +223,11 @@ auto BindLattice(Binding binding) {
 }
 
 template <typename Run>
-ffi::Error DecodeLattice(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_lengths,
-                         ffi::AnyBuffer label_lengths, ffi::Result<ffi::AnyBuffer> losses,
-                         ffi::RemainingRets rest, ffi::Span<const int32_t> durations,
-                         ffi::Span<const int32_t> emits, Run&& run) {
+ffi::Error DecodeLattice(Workspace needed, ffi::AnyBuffer arc_log_probs,
+                         ffi::AnyBuffer logit_lengths, ffi::AnyBuffer label_lengths,
+                         ffi::Result<ffi::AnyBuffer> losses, ffi::RemainingRets rest,
+                         ffi::Span<const int32_t> durations, ffi::Span<const int32_t> emits,
+                         Run&& run) {
   return SwitchReal(arc_log_probs.element_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     Checker check;
@@ -236,8 +243,8 @@ ffi::Error DecodeLattice(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_leng
     const bool with_posteriors = rest.size() == 2;
     const ffi::AnyBuffer workspace = **rest.get<ffi::AnyBuffer>(rest.size() - 1);
     const int64_t nodes = batch.NodesPerUtterance();
-    check.Expect("workspace", workspace, RealDataType<T>(),
-                 block.With({LatticeWorkspaceSize(nodes, with_posteriors)}));
+    const int64_t numbers = ScaledPerNode(needed, table.size, with_posteriors) * nodes + 1;
+    check.Expect("workspace", workspace, RealDataType<T>(), block.With({2 * numbers}));
     T* posteriors = nullptr;
     if (with_posteriors) {
       const ffi::AnyBuffer buffer = **rest.get<ffi::AnyBuffer>(0);
@@ -245,11 +252,15 @@ ffi::Error DecodeLattice(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_leng
       posteriors = Data<T>(buffer);
     }
     if (!check.ok()) return check.error();
-    auto* alphas = Data<Scaled<T>>(workspace);
-    auto* betas = alphas + batch.size * nodes;
-    return run(LatticeStage<T>{batch, table, Data<const T>(arc_log_probs), Data<T>(*losses),
-                               posteriors, alphas, betas,
-                               with_posteriors ? betas + batch.size * nodes : betas});
+    auto* next = Data<Scaled<T>>(workspace);
+    const auto take = [&](int64_t count) { return std::exchange(next, next + batch.size * count); };
+    LatticeStage<T> stage{batch, table, Data<const T>(arc_log_probs), Data<T>(*losses), posteriors};
+    // The weights first: wide rows, which begin where the buffer does.
+    if (needed == Workspace::kNumbersAndWeights) stage.weights = take(nodes * table.size);
+    stage.alphas = take(nodes);
+    if (with_posteriors) stage.betas = take(nodes);
+    stage.likelihoods = take(1);
+    return run(stage);
   });
 }
 

@@ -57,8 +57,8 @@ def _load(module: str, platform: str) -> ModuleType | None:
     return loaded
 
 
-_MODULES = {"cpu": _load("_cpu", "cpu"), "cuda": _load("_cuda", "CUDA")}
-PLATFORMS = tuple(platform for platform, module in _MODULES.items() if module is not None)
+_LOADED = {"cpu": _load("_cpu", "cpu"), "cuda": _load("_cuda", "CUDA")}
+MODULES = {platform: module for platform, module in _LOADED.items() if module is not None}
 
 for _target in TARGETS.values():
     jax.ffi.register_ffi_target_as_batch_partitionable(_target)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -150,7 +151,7 @@ def _stage(
     twin: Callable[..., Any],
     attributes: Callable[..., dict[str, Any]],
     aliases: dict[int, int] | None = None,
-    workspace: Callable[..., Sequence[Aval]] = lambda *_: (),
+    workspace: Callable[..., Sequence[Aval]] = lambda *_, **__: (),
 ) -> Callable[..., Any]:
     """Makes a stage's primitive and returns the function that binds it."""
     primitive = Primitive(f"mbrnnt_{name}")
@@ -162,8 +163,9 @@ def _stage(
     # The kernels are right in place and not. XLA's GPU compiler turns an alias into the same
     # buffer; its CPU compiler copies the operand first, and a copy costs more than it saves.
     for platform, in_place in {"cpu": {}, "cuda": aliases or {}}.items():
-        if platform in _ffi.PLATFORMS:
-            lower = _kernel_lowering(_ffi.TARGETS[name], attributes, in_place, workspace)
+        if platform in _ffi.MODULES:
+            needed = functools.partial(workspace, module=_ffi.MODULES[platform])
+            lower = _kernel_lowering(_ffi.TARGETS[name], attributes, in_place, needed)
         else:
             lower = _twin_lowering(twin, platform)
         mlir.register_lowering(primitive, lower, platform=platform)
@@ -212,12 +214,13 @@ def _lattice_avals(arc_log_probs: Aval, *_: Aval, **__: Any) -> list[Aval]:
     return [losses, _result(arc_log_probs, arc_log_probs.shape[-CORE_RANK:], arc_log_probs.dtype)]
 
 
-def _lattice_workspace(planes: int) -> Callable[..., Sequence[Aval]]:
-    """`planes` of mantissas and exponents of every node, and of each utterance's likelihood."""
+def _lattice_workspace(with_posteriors: bool) -> Callable[..., Sequence[Aval]]:
+    """Mantissas and exponents, as many as the kernels say that they need."""
 
-    def workspace(arc_log_probs: Aval, *_: Aval) -> Sequence[Aval]:
-        num_frames, columns, _ = arc_log_probs.shape[-CORE_RANK:]
-        size = 2 * (planes * num_frames * columns + 1)
+    def workspace(arc_log_probs: Aval, *_: Aval, module: ModuleType) -> Sequence[Aval]:
+        num_frames, columns, num_arcs = arc_log_probs.shape[-CORE_RANK:]
+        per_node = module.scaled_per_node(num_arcs, with_posteriors)
+        size = 2 * (per_node * num_frames * columns + 1)
         return [_result(arc_log_probs, (size,), arc_log_probs.dtype)]
 
     return workspace
@@ -246,7 +249,7 @@ _lattice = _stage(
     _reference.lattice,
     _lattice_attributes,
     aliases={0: 1},  # an arc's posterior may take the place of its log-probability
-    workspace=_lattice_workspace(planes=2),
+    workspace=_lattice_workspace(with_posteriors=True),
 )
 
 _lattice_score = _stage(
@@ -254,7 +257,7 @@ _lattice_score = _stage(
     lambda *avals, **params: _lattice_avals(*avals, **params)[:1],
     lambda *operands, **params: [_reference.lattice_score(*operands, **params)],
     _lattice_attributes,
-    workspace=_lattice_workspace(planes=1),
+    workspace=_lattice_workspace(with_posteriors=False),
 )
 
 _logit_gradients = _stage(

@@ -2,19 +2,33 @@
 // of V logits. How a row is traversed (SIMD lanes, a warp) is a room's business.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "lattice/lattice.h"
 #include "lattice/macros.h"
+#include "lattice/number.h"
 
 namespace mbrnnt {
 
 // Class that an arc reads: a fixed one for a blank, the next label for kNextLabel.
 inline constexpr int32_t kNextLabel = -1;
+// Why an arc reads no class: no label is left, or the label is outside [0, V).
+inline constexpr int64_t kNoLabelLeft = -1, kNoSuchClass = -2;
 
 struct ArcClasses {
   int32_t size;
   int32_t classes[kMaxArcs];
+
+  MBRNNT_HD bool IsLabel(int a) const { return classes[a] == kNextLabel; }
+  // What arc a reads in column u of an utterance with these labels.
+  MBRNNT_HD int64_t ClassAt(int a, const int32_t* labels, int64_t u, int64_t num_labels,
+                            int64_t num_classes) const {
+    if (!IsLabel(a)) return classes[a];
+    if (u >= num_labels) return kNoLabelLeft;
+    const int64_t v = labels[u];
+    return v >= 0 && v < num_classes ? v : kNoSuchClass;
+  }
 };
 
 // The row's logits are shifted by their maximum before exp, by 0 where all are -inf.
@@ -31,9 +45,12 @@ MBRNNT_HD T LogNormalizer(T shift, T sum_of_exp) {
   return sum_of_exp == T(0) ? T(INFINITY) : shift + std::log(sum_of_exp);
 }
 
-template <typename T>
-MBRNNT_HD T ArcLogProb(T logit, T log_normalizer, T sigma) {
-  return logit - log_normalizer - sigma;
+// Of an arc that reads class v of a row.
+template <typename L>
+MBRNNT_HD Real<L> ArcLogProb(const L* logits, int64_t v, Real<L> log_normalizer, Real<L> sigma) {
+  using T = Real<L>;
+  if (v < 0) return v == kNoLabelLeft ? -T(INFINITY) : T(NAN);
+  return ToReal(logits[v]) - log_normalizer - sigma;
 }
 
 // How arc posteriors become logit gradients.

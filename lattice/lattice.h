@@ -56,6 +56,9 @@ struct Batch {
   const int32_t* label_lengths;
 
   MBRNNT_HD int64_t NodesPerUtterance() const { return max_frames * columns; }
+  MBRNNT_HD const int32_t* LabelsOf(const int32_t* labels, int64_t b) const {
+    return labels + b * (columns - 1);
+  }
   MBRNNT_HD Extent ExtentOf(int64_t b) const {
     const int64_t frames = logit_lengths[b], labels = label_lengths[b];
     const bool valid = frames >= 0 && frames <= max_frames && labels >= 0 && labels < columns;
@@ -67,63 +70,79 @@ template <typename T>
 struct Lattice {
   Extent extent;
   int64_t columns;
-  ArcTable table;
+  const ArcTable& table;   // a GPU thread's own copy of it would be in slow memory
   const T* arc_log_probs;  // [max_frames, columns, table.size]
 
-  MBRNNT_HD int64_t Node(int64_t t, int64_t u) const { return t * columns + u; }
-  MBRNNT_HD Scaled<T> Weight(int64_t node, int arc) const {
-    return FromLog(arc_log_probs[node * table.size + arc]);
+  MBRNNT_HD Scaled<T> Weight(int64_t t, int64_t u, int a) const {
+    return FromLog(arc_log_probs[(t * columns + u) * table.size + a]);
   }
-  // May an arc end in (t, u)? In the final node only if it is a blank.
-  MBRNNT_HD bool IsHead(Arc arc, int64_t t, int64_t u) const {
-    return extent.Contains(t, u) || (t == extent.frames && u == extent.labels && !arc.emits);
+  // Does arc a lead from (t, u), a node, to another one? To the final one only if it is a blank.
+  MBRNNT_HD bool HasArc(int64_t t, int64_t u, int a) const {
+    const Arc arc = table.arcs[a];
+    const int64_t to_t = t + arc.duration, to_u = u + arc.emits;
+    const bool to_final = to_t == extent.frames && to_u == extent.labels && !arc.emits;
+    return extent.Contains(t, u) && (extent.Contains(to_t, to_u) || to_final);
   }
 };
 
-// Sum over the paths from (0, 0) to (t, u). At the final node: the likelihood.
+// A number for every node of an utterance, in the order of their rows. The
+// recursions take alphas and betas as anything that is called like this one, so
+// that a traversal may keep them in an order of its own.
 template <typename T>
-MBRNNT_HD Scaled<T> AlphaAt(const Lattice<T>& lattice, const Scaled<T>* alphas, int64_t t,
-                            int64_t u) {
+struct NodeNumbers {
+  Scaled<T>* data;  // [max_frames, columns]
+  int64_t columns;
+
+  MBRNNT_HD Scaled<T>& operator()(int64_t t, int64_t u) const { return data[t * columns + u]; }
+};
+
+// What the arcs bring to a node, summed from the last arc to the first: the label
+// arc, whose summand a traversal by anti-diagonals has last, comes last.
+template <typename T, typename Summand>
+MBRNNT_HD Scaled<T> SumOverArcs(int num_arcs, const Summand& summand) {
+  Scaled<T> sum = summand(num_arcs - 1);
+  for (int a = num_arcs - 2; a >= 0; --a) sum = Add(sum, summand(a));
+  return Rescaled(sum);
+}
+
+// Sum over the paths from (0, 0) to (t, u). At the final node: the likelihood.
+template <typename T, typename Alphas>
+MBRNNT_HD Scaled<T> AlphaAt(const Lattice<T>& lattice, const Alphas& alphas, int64_t t, int64_t u) {
   if (t == 0 && u == 0) return Scaled<T>::One();
-  Scaled<T> sum = Scaled<T>::Zero();
-  for (int a = 0; a < lattice.table.size; ++a) {
+  return SumOverArcs<T>(lattice.table.size, [&](int a) {
     const Arc arc = lattice.table.arcs[a];
     const int64_t from_t = t - arc.duration, from_u = u - arc.emits;
-    if (!lattice.extent.Contains(from_t, from_u) || !lattice.IsHead(arc, t, u)) continue;
-    const int64_t from = lattice.Node(from_t, from_u);
-    sum = Add(sum, Multiply(alphas[from], lattice.Weight(from, a)));
-  }
-  return Rescaled(sum);
+    return lattice.HasArc(from_t, from_u, a)
+               ? Multiply(alphas(from_t, from_u), lattice.Weight(from_t, from_u, a))
+               : Scaled<T>::Zero();
+  });
 }
 
 // Weight of the arc times the sum over the paths from its head to the final node.
-template <typename T>
-MBRNNT_HD Scaled<T> ArcBeta(const Lattice<T>& lattice, const Scaled<T>* betas, int64_t t, int64_t u,
+template <typename T, typename Betas>
+MBRNNT_HD Scaled<T> ArcBeta(const Lattice<T>& lattice, const Betas& betas, int64_t t, int64_t u,
                             int a) {
+  if (!lattice.HasArc(t, u, a)) return Scaled<T>::Zero();
   const Arc arc = lattice.table.arcs[a];
-  const int64_t to_t = t + arc.duration, to_u = u + arc.emits;
-  if (!lattice.IsHead(arc, to_t, to_u)) return Scaled<T>::Zero();
-  const Scaled<T> weight = lattice.Weight(lattice.Node(t, u), a);
-  return to_t == lattice.extent.frames ? weight : Multiply(weight, betas[lattice.Node(to_t, to_u)]);
+  const Scaled<T> weight = lattice.Weight(t, u, a);
+  const int64_t to_t = t + arc.duration;
+  return to_t == lattice.extent.frames ? weight : Multiply(weight, betas(to_t, u + arc.emits));
 }
 
 // Sum over the paths from (t, u) to the final node.
-template <typename T>
-MBRNNT_HD Scaled<T> BetaAt(const Lattice<T>& lattice, const Scaled<T>* betas, int64_t t,
-                           int64_t u) {
-  Scaled<T> sum = Scaled<T>::Zero();
-  for (int a = 0; a < lattice.table.size; ++a) sum = Add(sum, ArcBeta(lattice, betas, t, u, a));
-  return Rescaled(sum);
+template <typename T, typename Betas>
+MBRNNT_HD Scaled<T> BetaAt(const Lattice<T>& lattice, const Betas& betas, int64_t t, int64_t u) {
+  return SumOverArcs<T>(lattice.table.size,
+                        [&](int a) { return ArcBeta(lattice, betas, t, u, a); });
 }
 
 // P(the path takes this arc | labels). An impossible utterance (likelihood 0) has
 // posterior 0 everywhere, a poisoned one (NaN) has NaN.
-template <typename T>
-MBRNNT_HD T ArcPosterior(const Lattice<T>& lattice, const Scaled<T>* alphas, const Scaled<T>* betas,
+template <typename T, typename Numbers>
+MBRNNT_HD T ArcPosterior(const Lattice<T>& lattice, const Numbers& alphas, const Numbers& betas,
                          Scaled<T> likelihood, int64_t t, int64_t u, int a) {
   if (!(likelihood.mantissa > T(0))) return likelihood.mantissa;
-  const T posterior =
-      Ratio(Multiply(alphas[lattice.Node(t, u)], ArcBeta(lattice, betas, t, u, a)), likelihood);
+  const T posterior = Ratio(Multiply(alphas(t, u), ArcBeta(lattice, betas, t, u, a)), likelihood);
   // Past 2^24 an exponent is no longer exact: where every path has to cross a mask such as -1e9
   // the posteriors cannot be trusted, but they are bounded still.
   return posterior > T(1) ? T(1) : posterior;

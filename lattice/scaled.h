@@ -37,12 +37,16 @@ struct Scaled {
 };
 
 // 2^k for an integer k up to 126, and 0 where that is too small to matter. A NaN
-// k gives 0 as well: the mantissa beside it is NaN and carries on.
+// k gives 0 as well: the mantissa beside it is NaN and carries on. Adding 1.5 * 2^23
+// leaves k + 127 in the low bits: no conversion of a float to an integer, which a
+// GPU does at a quarter of its speed.
 MBRNNT_HD float PowerOfTwo(float k) {
-  return k > -126.0f ? BitCast<float>((static_cast<int32_t>(k) + 127) << 23) : 0.0f;
+  const float bounded = k > -127.0f ? k : -127.0f;
+  return BitCast<float>(BitCast<uint32_t>(bounded + (12582912.0f + 127.0f)) << 23);
 }
 MBRNNT_HD double PowerOfTwo(double k) {
-  return k > -1022.0 ? BitCast<double>((static_cast<int64_t>(k) + 1023) << 52) : 0.0;
+  const double bounded = k > -1023.0 ? k : -1023.0;
+  return BitCast<double>(BitCast<uint64_t>(bounded + (6755399441055744.0 + 1023.0)) << 52);
 }
 
 // ln 2 in two parts; the first has few bits, so that its product with an
@@ -82,18 +86,21 @@ MBRNNT_HD Scaled<T> Multiply(Scaled<T> a, Scaled<T> b) {
 
 template <typename T>
 MBRNNT_HD Scaled<T> Add(Scaled<T> a, Scaled<T> b) {
-  const Scaled<T> high = a.exponent > b.exponent ? a : b;
-  const Scaled<T> low = a.exponent > b.exponent ? b : a;
-  return {high.mantissa + low.mantissa * PowerOfTwo(low.exponent - high.exponent), high.exponent};
+  const bool a_is_high = a.exponent > b.exponent;
+  const T high = a_is_high ? a.mantissa : b.mantissa;
+  const T low = a_is_high ? b.mantissa : a.mantissa;
+  const T shift = -std::abs(a.exponent - b.exponent);
+  return {high + low * PowerOfTwo(shift), a_is_high ? a.exponent : b.exponent};
 }
 
 // Brings the mantissa back into range. From one node to the next it changes by
 // far less than 2^20, so one exact step is enough.
 template <typename T>
 MBRNNT_HD Scaled<T> Rescaled(Scaled<T> x) {
-  if (x.mantissa > T(0x1p20)) return {x.mantissa * T(0x1p-20), x.exponent + T(20)};
-  if (x.mantissa < T(0x1p-20)) return {x.mantissa * T(0x1p20), x.exponent - T(20)};
-  return x;
+  const bool large = x.mantissa > T(0x1p20), small = x.mantissa < T(0x1p-20);
+  const T factor = large ? T(0x1p-20) : (small ? T(0x1p20) : T(1));
+  const T shift = large ? T(20) : (small ? T(-20) : T(0));
+  return {x.mantissa * factor, x.exponent + shift};
 }
 
 // a / b as a plain number, for a <= b.

@@ -33,13 +33,18 @@ struct LatticeStage {
   const T* arc_log_probs;  // [B, T, U+1, A]
   T* losses;               // [B]
   T* posteriors;           // [B, T, U+1, A] or null
-  Scaled<T>* alphas;       // [B, T, U+1] workspace
-  Scaled<T>* betas;        // [B, T, U+1] workspace, unused without posteriors
-  Scaled<T>* likelihoods;  // [B] workspace
+  // Workspace. A room may keep these in an order of its own.
+  Scaled<T>* likelihoods = nullptr;  // [B]
+  Scaled<T>* alphas = nullptr;       // [B, T, U+1]
+  Scaled<T>* betas = nullptr;        // [B, T, U+1], if posteriors are wanted
+  Scaled<T>* weights = nullptr;      // [B, T, A, U+1], in the GPU's room
 
-  Lattice<T> LatticeOf(int64_t b) const {
+  MBRNNT_HD Lattice<T> LatticeOf(int64_t b) const {
     return {batch.ExtentOf(b), batch.columns, table,
             arc_log_probs + b * batch.NodesPerUtterance() * table.size};
+  }
+  NodeNumbers<T> Of(Scaled<T>* plane, int64_t b) const {
+    return {plane + b * batch.NodesPerUtterance(), batch.columns};
   }
 };
 

@@ -55,8 +55,9 @@ def valid_cells(case: Case) -> NDArray[np.bool_]:
 
 def jitted(function: Callable[..., Any], implementation: Implementation | None) -> Any:
     """`jax.jit`. Of the twin, whose compilation takes seconds, without LLVM's optimisations."""
-    unoptimized = {"xla_backend_optimization_level": 0}
-    return jax.jit(function, compiler_options=unoptimized if implementation == "xla" else None)
+    unoptimized = implementation == "xla" and jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if unoptimized else None
+    return jax.jit(function, compiler_options=options)
 
 
 @functools.cache

@@ -1,4 +1,8 @@
-"""What every test runs under: float64 allowed, strict dtype promotion, eight CPU devices."""
+"""What every test runs under: float64 allowed, strict dtype promotion, eight CPU devices.
+
+`--backend` says whose kernels the tests of values run over: those of the CPU, the CUDA sources
+executed on the CPU ("simt"), or a GPU's.
+"""
 
 import os
 
@@ -12,6 +16,8 @@ import hypothesis
 import jax
 import pytest
 
+import simt_module
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -20,6 +26,53 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# The files whose tests are of values, and so run over any backend's kernels.
+OF_VALUES = {
+    "test_arcs",
+    "test_edges",
+    "test_enumeration",
+    "test_fuzz",
+    "test_kernels",
+    "test_large",
+    "test_laws",
+    "test_model",
+    "test_oracle",
+    "test_precision",
+    "test_transforms",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=["cpu", "simt", "gpu"],
+        default="cpu",
+        help="whose kernels: cpu, simt (CUDA sources executed on the CPU), gpu",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    backend = config.getoption("backend")
+    if backend == "gpu":
+        jax.config.update("jax_platforms", "cuda,cpu")
+    if backend == "simt":
+        if not hasattr(config, "workerinput"):  # the workers find it built
+            simt_module.build()
+        simt_module.take_the_place_of_the_cpu_kernels()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("backend") == "cpu":
+        return
+
+    def is_wanted(item: pytest.Item) -> bool:
+        arguments = getattr(item, "callspec", None)
+        of_the_twin = arguments is not None and arguments.params.get("implementation") == "xla"
+        return item.path.stem in OF_VALUES and not of_the_twin
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = [item for item in items if is_wanted(item)]
 
 
 @pytest.fixture(params=["ffi", "xla"])

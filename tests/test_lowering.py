@@ -48,7 +48,7 @@ def test_ffi_insists() -> None:
         lowered("tpu", "ffi")
 
 
-@pytest.mark.skipif("cuda" in _ffi.PLATFORMS, reason="built with CUDA kernels")
+@pytest.mark.skipif("cuda" in _ffi.MODULES, reason="built with CUDA kernels")
 def test_gpu_without_kernels_gets_the_twin_and_one_warning() -> None:
     _primitives._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="JAX_MBRNNT_CUDA=ON"):

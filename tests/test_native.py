@@ -1,23 +1,30 @@
-"""Do the CPU kernels run clean under AddressSanitizer and UndefinedBehaviorSanitizer?"""
+"""Do the kernels run clean under AddressSanitizer and UndefinedBehaviorSanitizer?
 
-import os
+The CPU's as they are, the CUDA sources over the emulator of tests/simt/, which moreover must
+notice when a barrier is taken out of them.
+"""
+
 import pathlib
 import platform
-import shutil
 import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+import simt_module
+from simt_module import ROOT, compiler
+
 FLAGS = "-std=c++17 -g -O1 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror"
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 KERNELS = ["arc_log_probs.cc", "dispatch.cc", "lattice.cc", "logit_gradients.cc"]
+NATIVE = ROOT / "tests" / "native"
 
 
-def test_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
-    compiler = os.environ.get("CXX") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
+def assert_as_expected(program: pathlib.Path) -> None:
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "all as expected\n"), run.stderr
+
+
+def test_cpu_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
     flags = [*FLAGS.split(), *SANITIZE.split(), f"-I{ROOT}"]
     rows = {"baseline": []}
     if platform.machine() in ("x86_64", "AMD64"):
@@ -25,7 +32,7 @@ def test_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
         flags.append("-DMBRNNT_HAS_AVX2")
 
     def compile_(*arguments: str | pathlib.Path) -> None:
-        subprocess.run([compiler, *flags, *arguments], check=True)
+        subprocess.run([compiler(), *flags, *arguments], check=True)
 
     objects = []
     for isa, extra in rows.items():
@@ -34,6 +41,43 @@ def test_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
         compile_(f"-DMBRNNT_ISA={isa}", *extra, "-c", source, "-o", objects[-1])
     sources = [ROOT / "cpu" / name for name in KERNELS]
     program = tmp_path / "kernels_test"
-    compile_(ROOT / "tests" / "native" / "kernels_test.cc", *sources, *objects, "-o", program)
-    run = subprocess.run([program], capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (0, "all as expected\n"), run.stderr
+    compile_(NATIVE / "kernels_test.cc", *sources, *objects, "-o", program)
+    assert_as_expected(program)
+
+
+def cuda_test(into: pathlib.Path, sources: list[pathlib.Path], *flags: str) -> pathlib.Path:
+    """The CUDA kernels' test program over the emulator."""
+    objects = simt_module.compile_all([NATIVE / "cuda_test.cc", *sources], into, "-O1", *flags)
+    program = into / "cuda_test"
+    subprocess.run([compiler(), *flags, *objects, "-o", program], check=True)
+    return program
+
+
+def test_cuda_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
+    assert_as_expected(cuda_test(tmp_path, simt_module.SOURCES, *SANITIZE.split()))
+
+
+# What is taken out of which file, and how often it stands there.
+SABOTAGE = {
+    "barrier between chunks": ("sweep.cu", "      __syncthreads();\n    }\n  }\n", "    }\n  }\n"),
+    "lag between warps": ("sweep.cu", "own = chunk - kLag * warp", "own = chunk - (kLag - 1) * warp"),
+    "wait for copies": ("sweep.cu", "    WaitForPrefetched();\n", ""),
+    "order within a row": ("logit_gradients.cu", "  group.Sync();\n  MapRow", "  MapRow"),
+}
+
+
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_sabotage_of_the_cuda_kernels_is_noticed(what: str, tmp_path: pathlib.Path) -> None:
+    file, there, instead = SABOTAGE[what]
+    sources = []
+    for source in simt_module.SOURCES:
+        if source.name == file:
+            text = source.read_text()
+            assert text.count(there) == 1
+            source = tmp_path / file
+            source.write_text(text.replace(there, instead))
+        sources.append(source)
+    program = cuda_test(tmp_path, sources)
+    run = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert run.returncode != 0
+    assert run.stdout == ""

@@ -1,0 +1,51 @@
+// The stages as XLA FFI handlers, for any room. A room says what XLA hands it and how
+// it carries a stage out:
+//
+//   struct Room {
+//     static auto Bind();                     // the handlers' first argument, from XLA
+//     static constexpr Workspace kWorkspace;  // what its lattice works with
+//     static ffi::Error Run(Context, const ArcLogProbsStage<L>&);  // for every stage
+//   };
+#pragma once
+
+#include <array>
+
+#include "ffi/decode.h"
+
+namespace mbrnnt {
+
+struct NamedHandler {
+  const char* stage;
+  XLA_FFI_Handler* handler;
+};
+
+template <typename Room>
+std::array<NamedHandler, 4> Handlers() {
+  XLA_FFI_DEFINE_HANDLER(
+      arc_log_probs,
+      [](auto context, auto... args) {
+        return DecodeArcLogProbs(args...,
+                                 [&](const auto& stage) { return Room::Run(context, stage); });
+      },
+      BindArcLogProbs(Room::Bind()));
+  XLA_FFI_DEFINE_HANDLER(
+      lattice,
+      [](auto context, auto... args) {
+        return DecodeLattice(Room::kWorkspace, args...,
+                             [&](const auto& stage) { return Room::Run(context, stage); });
+      },
+      BindLattice(Room::Bind()));
+  XLA_FFI_DEFINE_HANDLER(
+      logit_gradients,
+      [](auto context, auto... args) {
+        return DecodeLogitGradients(args...,
+                                    [&](const auto& stage) { return Room::Run(context, stage); });
+      },
+      BindLogitGradients(Room::Bind()));
+  return {{{"arc_log_probs", arc_log_probs},
+           {"lattice", lattice},
+           {"lattice_score", lattice},  // the same, told apart by its results
+           {"logit_gradients", logit_gradients}}};
+}
+
+}  // namespace mbrnnt

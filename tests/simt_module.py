@@ -1,0 +1,75 @@
+"""The CUDA sources as a kernel module of the CPU platform: compiled over tests/simt/, loaded."""
+
+import concurrent.futures
+import ctypes
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import types
+
+import jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+BUILD = ROOT / "build" / "simt"
+LIBRARY = BUILD / "libsimt.so"
+SOURCES = [
+    *sorted(ROOT.glob("cuda/*.cu")),
+    ROOT / "tests" / "simt" / "simt.cc",
+]
+BINDING = ROOT / "tests" / "simt" / "binding.cc"
+FLAGS = [
+    *"-x c++ -std=c++17 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror".split(),
+    "-Wno-unknown-pragmas",  # #pragma unroll
+    f"-I{ROOT / 'tests' / 'simt'}",
+    f"-I{ROOT}",
+]
+STAGES = ("arc_log_probs", "lattice", "lattice_score", "logit_gradients")
+
+
+def compiler() -> str:
+    found = os.environ.get("CXX") or shutil.which("c++")
+    if found is None:
+        raise FileNotFoundError("the CUDA sources need a C++ compiler to run on the CPU")
+    return found
+
+
+def compile_all(sources: list[pathlib.Path], into: pathlib.Path, *flags: str) -> list[str]:
+    """Object files of `sources`, two of which are compiled at a time."""
+    into.mkdir(parents=True, exist_ok=True)
+    objects = [str(into / f"{source.stem}.o") for source in sources]
+
+    def compile_one(source: pathlib.Path, object_: str) -> None:
+        subprocess.run([compiler(), *FLAGS, *flags, "-c", source, "-o", object_], check=True)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(compile_one, sources, objects))
+    return objects
+
+
+def build() -> None:
+    headers = f"-isystem{jax.ffi.include_dir()}"
+    objects = compile_all([*SOURCES, BINDING], BUILD, "-O2", headers)
+    subprocess.run([compiler(), "-shared", *objects, "-o", LIBRARY], check=True)
+
+
+def take_the_place_of_the_cpu_kernels() -> None:
+    """Must come before the package is imported, which then registers these handlers."""
+    assert "jax_mbrnnt" not in sys.modules
+    library = ctypes.CDLL(str(LIBRARY))
+    library.simt_handler.restype = ctypes.c_void_p
+    library.simt_handler.argtypes = [ctypes.c_char_p]
+    library.simt_scaled_per_node.restype = ctypes.c_int64
+    library.simt_scaled_per_node.argtypes = [ctypes.c_int64, ctypes.c_bool]
+
+    module = types.ModuleType("jax_mbrnnt._cpu")
+    handlers = {
+        stage: jax.ffi.pycapsule(ctypes.c_void_p(library.simt_handler(stage.encode())))
+        for stage in STAGES
+    }
+    setattr(module, "handlers", lambda: handlers)  # noqa: B010 - unknown to a type checker
+    setattr(module, "scaled_per_node", library.simt_scaled_per_node)  # noqa: B010
+    version = (ctypes.c_int * 2).in_dll(library, "simt_ffi_api_version")
+    setattr(module, "ffi_api_version", tuple(version))  # noqa: B010
+    sys.modules[module.__name__] = module
