@@ -38,7 +38,8 @@ constexpr int kLag = (kChunk + kWarp - 1 + kChunk - 1) / kChunk;
 constexpr int kHandoverRows = 32;
 static_assert(kChunk * kLag - (kWarp - 1) + kChunk <= kHandoverRows, "the ring is too short");
 constexpr int kMaxThreads = 512;
-constexpr int kMaxFrames = 1 << 30;  // of 32-bit row numbers
+constexpr int kPrefetched = 8;  // steps: they take about as long as memory does
+constexpr int64_t kMaxFrames = int64_t{1} << 30, kMaxRow = int64_t{1} << 31;  // of 32-bit numbers
 
 // Weights [B, rows, planes, U+1] in the diagonal order; Zero for an arc that is not there.
 template <typename T>
@@ -67,38 +68,41 @@ __device__ __forceinline__ Scaled<T> ShuffleUp(Scaled<T> x) {
   return {__shfl_up_sync(0xffffffffu, x.mantissa, 1), __shfl_up_sync(0xffffffffu, x.exponent, 1)};
 }
 
-// A row number that goes around.
-struct WrappingRow {
-  int32_t row, rows;
-
-  __device__ __forceinline__ WrappingRow(int64_t at, uint32_t rows)
-      : row(static_cast<int32_t>(at % static_cast<int64_t>(rows))), rows(rows) {
-    if (row < 0) row += this->rows;
-  }
-  template <bool kForward>
-  __device__ __forceinline__ void Advance() {
-    if constexpr (kForward) {
-      row = row + 1 == rows ? 0 : row + 1;
-    } else {
-      row = row == 0 ? rows - 1 : row - 1;
-    }
-  }
-};
-
-// The block's shared memory, [rows][threads] each.
+// The shared memory of one warp, in rows of one Scaled for each of its lanes: distances
+// between rows are known when compiling.
 template <typename T>
-struct SharedRows {
-  Scaled<T>* weights;   // prefetched_steps * num_planes rows
-  Scaled<T>* rings;     // num_ring_rows
-  Scaled<T>* handover;  // [warps][kHandoverRows], as many as one row has
+class WarpRows {
+ public:
+  __device__ __forceinline__ WarpRows(const SweepPlan& plan, unsigned char* memory, int warp)
+      : lane_(reinterpret_cast<Scaled<T>*>(memory) + warp * plan.rows * kWarp +
+              threadIdx.x % kWarp),
+        from_left_(lane_ - threadIdx.x % kWarp + (plan.rows - 1) * kWarp),
+        to_right_(from_left_ + plan.rows * kWarp) {}
 
-  __device__ __forceinline__ SharedRows(const SweepPlan& plan, unsigned char* memory)
-      : weights(reinterpret_cast<Scaled<T>*>(memory)),
-        rings(weights + plan.prefetched_steps * plan.num_planes * blockDim.x),
-        handover(rings + plan.num_ring_rows * blockDim.x) {}
-  static int64_t Count(const SweepPlan& plan) {
-    return plan.prefetched_steps * plan.num_planes + plan.num_ring_rows + 1;
+  // What the warp to the left has sent for a row of the walk, and this one sends on.
+  __device__ __forceinline__ Scaled<T>& FromLeft(int row) const { return At(from_left_, row); }
+  __device__ __forceinline__ Scaled<T>& ToRight(int row) const { return At(to_right_, row); }
+
+  // The calling lane's number in a row: first the weights of the steps ahead, a row for
+  // each plane, then the rings, then the row of the hand-over.
+  __device__ __forceinline__ Scaled<T>* Row(int row) const { return lane_ + row * kWarp; }
+  __device__ __forceinline__ Scaled<T>* Weights(int step, int num_planes) const {
+    return Row((step & (kPrefetched - 1)) * num_planes);
   }
+  static int64_t FirstRingRow(int64_t num_planes) { return kPrefetched * num_planes; }
+  __device__ __forceinline__ void Clear(int num_rows) const {
+    for (int row = 0; row < num_rows; ++row) *Row(row) = Scaled<T>::Zero();
+  }
+
+ private:
+  static __device__ __forceinline__ Scaled<T>& At(Scaled<T>* handover, int row) {
+    static_assert(kHandoverRows == kWarp, "the ring between two warps is one row");
+    return handover[row & (kHandoverRows - 1)];
+  }
+
+  Scaled<T>* const lane_;
+  Scaled<T>* const from_left_;
+  Scaled<T>* const to_right_;
 };
 
 // One lane's walk down its column of a tile. kRings: the number of longer blanks, or
@@ -107,75 +111,70 @@ template <typename T, int kRings, bool kForward>
 class ColumnWalk {
  public:
   __device__ __forceinline__ ColumnWalk(const LatticeStage<T>& s, const SweepPlan& plan,
-                                        const Extent& extent, int64_t b, int tile)
+                                        unsigned char* memory, const Extent& extent, int tile)
       : s_(s),
         plan_(plan),
-        b_(b),
-        num_frames_(static_cast<int>(extent.frames)),
-        lane_(threadIdx.x % kWarp),
         warp_(threadIdx.x / kWarp),
-        j_(tile + threadIdx.x),
-        last_j_(extent.labels),
-        u_(kForward ? j_ : extent.labels - j_),
-        numbers_(s.batch, kForward ? s.alphas : s.betas, b),
-        weights_(s.weights + b * s.batch.NodesPerUtterance() * num_planes()),
-        // The anti-diagonal of the warp's first step; kForward: t + u = j + i.
-        row_(kForward ? j_ - lane_ : extent.frames + extent.labels - (j_ - lane_),
-             numbers_.order.rows),
-        prefetched_row_(row_) {}
-
-  __device__ __forceinline__ int num_rings() const {
-    return kRings >= 0 ? kRings : plan_.num_planes - 2;
+        lane_(threadIdx.x % kWarp),
+        shared_(plan, memory, warp_),
+        num_frames_(static_cast<int>(extent.frames)),
+        j_(tile + static_cast<int>(threadIdx.x)),
+        last_j_(static_cast<int>(extent.labels)),
+        columns_(static_cast<uint32_t>(s.batch.columns)),
+        weights_row_(columns_ * num_planes()),
+        order_(s.batch),
+        numbers_(s.batch, kForward ? s.alphas : s.betas, blockIdx.x),
+        own_numbers_(numbers_.data + ColumnOf(j_)),
+        own_weights_(s.weights + blockIdx.x * s.batch.NodesPerUtterance() * num_planes() +
+                     ColumnOf(j_)) {
+    // A warp is on one anti-diagonal: t + u = i + j forward, T + U - (i + j) backward.
+    const int64_t first_diagonal = j_ - lane_;
+    const int64_t rows = order_.rows;
+    const int64_t diagonal =
+        kForward ? first_diagonal : extent.frames + extent.labels - first_diagonal;
+    row_ = prefetched_row_ = static_cast<int>((diagonal % rows + rows) % rows);
+    for (int r = 0; r < num_rings(); ++r) slots_[r] = plan_.rings[r].first_row;
   }
-  __device__ __forceinline__ int num_planes() const { return 2 + num_rings(); }
 
-  // Before the first step: nothing is on its way.
-  __device__ __forceinline__ void Clear(const SharedRows<T>& shared) {
-    for (int r = 0; r < plan_.num_ring_rows; ++r) {
-      shared.rings[r * blockDim.x + threadIdx.x] = Scaled<T>::Zero();
-    }
-    shared.handover[threadIdx.x] = Scaled<T>::Zero();
-    label_ = blank_ = Scaled<T>::Zero();
-    for (int step = 0; step < plan_.prefetched_steps - 1; ++step) Prefetch(shared, step);
+  // Nothing is on its way.
+  __device__ __forceinline__ void Clear() { shared_.Clear(plan_.rows); }
+  __device__ __forceinline__ void Start() {
+    for (int step = 0; step < kPrefetched - 1; ++step) Prefetch(step);
   }
 
   // What column `tile - 1` sends to the tile's first column in rows [first, first + kChunk).
-  __device__ __forceinline__ void TakeFromTileBefore(const SharedRows<T>& shared, int first) {
+  __device__ __forceinline__ void TakeFromTileBefore(int first) {
     const int i = first + lane_;
     if (lane_ < kChunk && i <= num_frames_) {
-      const int t = kForward ? i : num_frames_ - i;
-      const int64_t u = kForward ? u_ - lane_ - 1 : u_ + lane_ + 1;
+      const int t = FrameOf(i), u = ColumnOf(j_ - lane_ - 1);
       Scaled<T> label = Scaled<T>::Zero();
       if (t < num_frames_) {
         label = numbers_(t, u);
-        if (kForward) {
-          label = Multiply(
-              label, weights_[numbers_.order.RowOf(t, u) * num_planes() * s_.batch.columns + u]);
-        }
+        if (kForward) label = Multiply(label, WeightsAt(order_.RowOf(t, u))[u - ColumnOf(j_)]);
       }
-      shared.handover[i & (kHandoverRows - 1)] = label;
+      shared_.FromLeft(i) = label;
     }
     __syncwarp();
   }
 
-  __device__ __forceinline__ void Step(const SharedRows<T>& shared, int step) {
-    Prefetch(shared, step + plan_.prefetched_steps - 1);
-    WaitForPrefetched();
-    const Scaled<T>* weights = WeightsOf(shared, step);
+  __device__ __forceinline__ void Step(int step) {
+    Prefetch(step + kPrefetched - 1);
+    __pipeline_wait_prior(kPrefetched - 1);
+    const Scaled<T>* weights = shared_.Weights(step, num_planes());
     const auto send = [&](int plane, Scaled<T> number) {
-      return kForward ? Multiply(weights[plane * blockDim.x], number) : number;
+      return kForward ? Multiply(weights[plane * kWarp], number) : number;
     };
     const auto receive = [&](int plane, Scaled<T> share) {
-      return kForward ? share : Multiply(weights[plane * blockDim.x], share);
+      return kForward ? share : Multiply(weights[plane * kWarp], share);
     };
 
     const int i = step - lane_;
     label_ = ShuffleUp(label_);
-    if (lane_ == 0) label_ = shared.handover[warp_ * kHandoverRows + (step & (kHandoverRows - 1))];
+    if (lane_ == 0) label_ = shared_.FromLeft(step);
     Scaled<T> number = SumOverArcs<T>(num_planes(), [&](int plane) {
       if (plane == 0) return receive(plane, label_);
       if (plane == 1) return receive(plane, blank_);
-      return receive(plane, *Ring(shared, plane, step - plan_.rings[plane - 2].duration));
+      return receive(plane, *shared_.Row(slots_[plane - 2]));
     });
     const bool start = i == 0 && j_ == 0;
     // Backward, row 0 is no frame: it holds the final node alone.
@@ -184,90 +183,95 @@ class ColumnWalk {
     label_ = send(0, number);
     blank_ = send(1, number);
 #pragma unroll
-    for (int plane = 2; plane < num_planes(); ++plane) {
-      *Ring(shared, plane, step) = send(plane, number);
+    for (int r = 0; r < num_rings(); ++r) {
+      *shared_.Row(slots_[r]) = send(2 + r, number);
+      if (++slots_[r] == plan_.rings[r].end_row) slots_[r] = plan_.rings[r].first_row;
     }
     if (lane_ == kWarp - 1 && warp_ + 1 < static_cast<int>(blockDim.x / kWarp)) {
-      shared.handover[(warp_ + 1) * kHandoverRows + (i & (kHandoverRows - 1))] = label_;
+      shared_.ToRight(i) = label_;
     }
-    if (IsNode(i)) numbers_.data[int64_t{row_.row} * s_.batch.columns + u_] = number;
-    if (kForward && i == num_frames_ && j_ == last_j_) StoreLikelihood(s_, b_, number);
-    row_.template Advance<kForward>();
+    if (IsNode(i)) own_numbers_[static_cast<uint64_t>(columns_) * Unsigned(row_)] = number;
+    if (kForward && i == num_frames_ && j_ == last_j_) StoreLikelihood(s_, blockIdx.x, number);
+    row_ = NextRow(row_);
   }
 
  private:
+  __device__ __forceinline__ int num_rings() const {
+    return kRings >= 0 ? kRings : plan_.num_planes - 2;
+  }
+  __device__ __forceinline__ int num_planes() const { return 2 + num_rings(); }
+  __device__ __forceinline__ int FrameOf(int i) const { return kForward ? i : num_frames_ - i; }
+  __device__ __forceinline__ int ColumnOf(int j) const { return kForward ? j : last_j_ - j; }
   __device__ __forceinline__ bool IsNode(int i) const {
-    const int t = kForward ? i : num_frames_ - i;
-    return t >= 0 && t < num_frames_ && j_ <= last_j_;
+    return static_cast<unsigned>(FrameOf(i)) < static_cast<unsigned>(num_frames_) && j_ <= last_j_;
   }
-  __device__ __forceinline__ Scaled<T>* WeightsOf(const SharedRows<T>& shared, int step) const {
-    const int slot = step & (plan_.prefetched_steps - 1);
-    return shared.weights + slot * num_planes() * blockDim.x + threadIdx.x;
+  __device__ __forceinline__ int NextRow(int row) const {
+    const int rows = static_cast<int>(order_.rows);
+    if (kForward) return row + 1 == rows ? 0 : row + 1;
+    return row == 0 ? rows - 1 : row - 1;
   }
-  __device__ __forceinline__ Scaled<T>* Ring(const SharedRows<T>& shared, int plane,
-                                             int step) const {
-    const SweepPlan::Ring& ring = plan_.rings[plane - 2];
-    return shared.rings + (ring.first_row + (step & ring.mask)) * blockDim.x + threadIdx.x;
+  // The label arc's weight in the lane's own column; the other planes are columns_ apart.
+  __device__ __forceinline__ const Scaled<T>* WeightsAt(int64_t row) const {
+    return own_weights_ + static_cast<uint64_t>(weights_row_) * Unsigned(row);
   }
-  // The weights of a step to come; zeros where the lane is on no node then. A weight of
-  // 0 * 2^0 is as good as Zero there: it meets numbers that are Zero or lead nowhere.
-  __device__ __forceinline__ void Prefetch(const SharedRows<T>& shared, int step) {
-    const bool is_node = IsNode(step - lane_);
-    Scaled<T>* to = WeightsOf(shared, step);
-    const int64_t columns = s_.batch.columns;
-    const Scaled<T>* from =
-        weights_ + (is_node ? int64_t{prefetched_row_.row} * num_planes() * columns + u_ : 0);
+  // One factor of a product of 32-bit numbers, which is one instruction.
+  static __device__ __forceinline__ uint32_t Unsigned(int64_t x) {
+    return static_cast<uint32_t>(x);
+  }
+  // The weights of a step to come. Where the lane is on no node then, what is there
+  // stays: Zero before its first row, and after its last one nobody looks any more.
+  __device__ __forceinline__ void Prefetch(int step) {
+    if (IsNode(step - lane_)) {
+      Scaled<T>* to = shared_.Weights(step, num_planes());
+      const Scaled<T>* from = WeightsAt(prefetched_row_);
 #pragma unroll
-    for (int plane = 0; plane < num_planes(); ++plane) {
-      __pipeline_memcpy_async(to + plane * blockDim.x, from, sizeof(Scaled<T>),
-                              is_node ? 0 : sizeof(Scaled<T>));
-      if (is_node) from += columns;
+      for (int plane = 0; plane < num_planes(); ++plane) {
+        __pipeline_memcpy_async(to + plane * kWarp, from + static_cast<uint64_t>(columns_) * plane,
+                                sizeof(Scaled<T>));
+      }
     }
     __pipeline_commit();
-    prefetched_row_.template Advance<kForward>();
-  }
-  // The number of copies still on their way has to be known when compiling.
-  __device__ __forceinline__ void WaitForPrefetched() const {
-    if (plan_.prefetched_steps == 8) {
-      __pipeline_wait_prior(7);
-    } else {
-      __pipeline_wait_prior(3);
-    }
+    prefetched_row_ = NextRow(prefetched_row_);
   }
 
   const LatticeStage<T>& s_;
   const SweepPlan& plan_;
-  const int64_t b_;
-  const int num_frames_, lane_, warp_;
-  const int64_t j_, last_j_, u_;
+  const int warp_, lane_;
+  const WarpRows<T> shared_;
+  const int num_frames_, j_, last_j_;
+  const uint32_t columns_, weights_row_;
+  const DiagonalOrder order_;
   const DiagonalNumbers<T> numbers_;
-  const Scaled<T>* const weights_;
-  WrappingRow row_, prefetched_row_;
-  Scaled<T> label_, blank_;  // sent in the last step
+  Scaled<T>* const own_numbers_;
+  const Scaled<T>* const own_weights_;
+  int row_, prefetched_row_;                                         // of the diagonal order
+  Scaled<T> label_ = Scaled<T>::Zero(), blank_ = Scaled<T>::Zero();  // sent in the last step
+  // The row of each ring that is read and then written in this step.
+  int slots_[kRings >= 0 ? kRings + 1 : kMaxArcs];
 };
 
 template <typename T, int kRings, bool kForward>
 __device__ __forceinline__ void Sweep(const LatticeStage<T>& s, const SweepPlan& plan) {
-  const SharedRows<T> shared(plan, dynamic_shared);
-  const int64_t b = blockIdx.x;
-  const Extent extent = s.batch.ExtentOf(b);
+  const Extent extent = s.batch.ExtentOf(blockIdx.x);
   if (!extent.valid) {
-    if (kForward && threadIdx.x == 0) StoreLikelihood(s, b, Scaled<T>{T(NAN), T(0)});
+    if (kForward && threadIdx.x == 0) StoreLikelihood(s, blockIdx.x, Scaled<T>{T(NAN), T(0)});
     return;
   }
   const int warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;
   // The last lane is on row T at step T + kWarp - 1.
   const int own_chunks = (static_cast<int>(extent.frames) + kWarp + kChunk - 1) / kChunk;
-  for (int64_t tile = 0; tile <= extent.labels; tile += blockDim.x) {
-    ColumnWalk<T, kRings, kForward> walk(s, plan, extent, b, static_cast<int>(tile));
-    walk.Clear(shared);
+  for (int tile = 0; tile <= extent.labels; tile += blockDim.x) {
+    ColumnWalk<T, kRings, kForward> walk(s, plan, dynamic_shared, extent, tile);
+    walk.Clear();
     __syncthreads();
+    walk.Start();
     for (int chunk = 0; chunk < own_chunks + kLag * (num_warps - 1); ++chunk) {
       const int own = chunk - kLag * warp;
       if (own >= 0 && own < own_chunks) {
         const int first = own * kChunk;
-        if (tile > 0 && warp == 0) walk.TakeFromTileBefore(shared, first);
-        for (int k = 0; k < kChunk; ++k) walk.Step(shared, first + k);
+        if (tile > 0 && warp == 0) walk.TakeFromTileBefore(first);
+#pragma unroll 1
+        for (int k = 0; k < kChunk; ++k) walk.Step(first + k);
       }
       __syncthreads();
     }
@@ -284,19 +288,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   }
 }
 
-int32_t PowerOfTwoFrom(int32_t n) {
-  int32_t power = 1;
-  while (power < n) power *= 2;
-  return power;
-}
-
 }  // namespace
 
 template <typename T>
 std::optional<SweepPlan> PlanSweep(const LatticeStage<T>& stage, int64_t shared_bytes) {
+  const Batch& batch = stage.batch;
   SweepPlan plan = {};
   int label = -1, blank = -1;
-  int64_t ring_rows = 0;
   plan.num_planes = 2;
   for (int a = 0; a < stage.table.size; ++a) {
     const Arc arc = stage.table.arcs[a];
@@ -305,29 +303,33 @@ std::optional<SweepPlan> PlanSweep(const LatticeStage<T>& stage, int64_t shared_
       label = a;
     } else if (arc.duration == 1 && blank < 0) {
       blank = a;
-    } else if (arc.duration <= stage.batch.max_frames) {  // a longer one is never there
-      const int32_t rows = PowerOfTwoFrom(arc.duration);
-      plan.rings[plan.num_planes - 2] = {arc.duration, rows - 1, static_cast<int32_t>(ring_rows)};
+    } else if (arc.duration <= batch.max_frames) {  // a longer one is never there
       plan.arcs[plan.num_planes++] = a;
-      ring_rows += rows;
-      if (ring_rows * int64_t{sizeof(Scaled<T>)} * kWarp > shared_bytes) return {};
     }
   }
-  if (label < 0 || blank < 0 || stage.batch.max_frames > kMaxFrames) return {};
+  if (label < 0 || blank < 0) return {};
   plan.arcs[0] = label;
   plan.arcs[1] = blank;
-  plan.num_ring_rows = static_cast<int32_t>(ring_rows);
+  if (batch.max_frames > kMaxFrames || batch.columns * plan.num_planes >= kMaxRow) return {};
 
-  // As many columns at a time as there are, then as much prefetched as fits beside them.
-  const int64_t warps = (stage.batch.columns + kWarp - 1) / kWarp;
-  plan.threads = static_cast<int32_t>(warps < kMaxThreads / kWarp ? warps * kWarp : kMaxThreads);
-  for (; plan.threads > 0; plan.threads -= kWarp) {
-    for (plan.prefetched_steps = 8; plan.prefetched_steps >= 4; plan.prefetched_steps /= 2) {
-      plan.shared_bytes = SharedRows<T>::Count(plan) * plan.threads * int64_t{sizeof(Scaled<T>)};
-      if (plan.shared_bytes <= shared_bytes) return plan;
-    }
+  int64_t rows = WarpRows<T>::FirstRingRow(plan.num_planes);
+  for (int r = 0; r < plan.num_planes - 2; ++r) {
+    const int64_t end = rows + stage.table.arcs[plan.arcs[2 + r]].duration;
+    if (end > kMaxFrames) return {};
+    plan.rings[r] = {static_cast<int32_t>(rows), static_cast<int32_t>(end)};
+    rows = end;
   }
-  return {};
+  ++rows;  // the hand-over
+  const int64_t warp_bytes = rows * kWarp * int64_t{sizeof(Scaled<T>)};
+  const int64_t wanted = (batch.columns + kWarp - 1) / kWarp, fitting = shared_bytes / warp_bytes;
+  int64_t warps = kMaxThreads / kWarp;
+  if (wanted < warps) warps = wanted;
+  if (fitting < warps) warps = fitting;
+  if (warps == 0) return {};
+  plan.rows = static_cast<int32_t>(rows);
+  plan.threads = static_cast<int32_t>(warps * kWarp);
+  plan.shared_bytes = warps * warp_bytes;
+  return plan;
 }
 
 template <typename T>
@@ -350,6 +352,8 @@ Status SweepFast(const LatticeStage<T>& stage, const SweepPlan& plan, cudaStream
         return launch(SweepKernel<T, 2>);
       case 3:
         return launch(SweepKernel<T, 3>);
+      case 4:
+        return launch(SweepKernel<T, 4>);
     }
   }
   return launch(SweepKernel<T, -1>);

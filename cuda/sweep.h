@@ -54,20 +54,19 @@ struct SweepPlan {
   // blanks that fit into the padded frames. `arcs` says which arc of the table each is.
   int32_t num_planes;
   int32_t arcs[kMaxArcs];
-  // What a longer blank carries is on its way for `duration` steps, in a ring of
-  // `mask + 1` rows from row `first_row` on.
+  // What a longer blank carries is on its way in a ring of rows, as many as it has frames.
   struct Ring {
-    int32_t duration, mask, first_row;
+    int32_t first_row, end_row;
   };
   Ring rings[kMaxArcs];  // of the planes from the third on
-  int32_t num_ring_rows;
-  int32_t prefetched_steps;  // a power of two
-  int32_t threads;           // columns at a time
-  int64_t shared_bytes;
+  int32_t threads;       // columns at a time
+  int32_t rows;          // of shared memory, a Scaled for every thread each
+  int64_t shared_bytes;  // of all rows
 };
 
 // Nothing where the fast sweep cannot go: an arc table that is not a label of no
-// frame, a blank of one frame and longer blanks (TDT's), rings beyond shared memory.
+// frame, a blank of one frame and longer blanks (TDT's), blanks so long that what they
+// carry does not fit into shared memory, sizes beyond 32 bits.
 template <typename T>
 std::optional<SweepPlan> PlanSweep(const LatticeStage<T>& stage, int64_t shared_bytes);
 

@@ -28,7 +28,7 @@
 namespace mbrnnt {
 
 template <typename T>
-struct Scaled {
+struct alignas(2 * sizeof(T)) Scaled {  // one load, one store
   T mantissa;
   T exponent;
 

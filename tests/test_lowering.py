@@ -1,12 +1,15 @@
 """What is compiled where: kernels, twins, and the guards in front of them."""
 
-import warnings
+import pathlib
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_mbrnnt import _ffi, _primitives, multiblank_rnnt_loss
+from jax_mbrnnt import _ffi, multiblank_rnnt_loss
 
 LOGITS = jax.ShapeDtypeStruct((2, 5, 3, 8), jnp.float32)
 LABELS = jax.ShapeDtypeStruct((2, 2), jnp.int32)
@@ -48,14 +51,52 @@ def test_ffi_insists() -> None:
         lowered("tpu", "ffi")
 
 
-@pytest.mark.skipif("cuda" in _ffi.MODULES, reason="built with CUDA kernels")
+@pytest.mark.skipif("cuda" not in _ffi.MODULES, reason="built without CUDA kernels")
+def test_gpu_calls_the_kernels_in_place_and_locally() -> None:
+    """Lowered here, without a GPU: the gradient overwrites the logits, no call is partitioned."""
+    text = lowered("cuda")
+    calls = {
+        name: line
+        for line in text.splitlines()
+        for name, target in _ffi.TARGETS.items()
+        if f"@{target}(" in line
+    }
+    assert calls.keys() == {"arc_log_probs", "lattice", "logit_gradients"}
+    for call in calls.values():
+        assert 'num_batch_dims = "1"' in call
+        assert "sdy.sharding_rule" in call
+    alias = "output_operand_alias<output_tuple_indices = [{}], operand_index = 0"
+    assert alias.format("") in calls["logit_gradients"]
+    assert alias.format("1") in calls["lattice"]
+    assert "output_operand_alias" not in calls["arc_log_probs"]
+
+
 def test_gpu_without_kernels_gets_the_twin_and_one_warning() -> None:
-    _primitives._warn_once.cache_clear()
-    with pytest.warns(UserWarning, match="JAX_MBRNNT_CUDA=ON"):
-        assert "jax_mbrnnt" not in lowered("cuda")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        lowered("cuda")
+    program = """
+        import sys, warnings
+        sys.modules["jax_mbrnnt._cuda"] = None  # as if it had not been built
+        from test_lowering import lowered
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert "jax_mbrnnt" not in lowered("cuda")
+            assert "while" in lowered("cuda")
+        print([str(warning.message) for warning in caught])
+        try:
+            lowered("cuda", "ffi")
+        except NotImplementedError as error:
+            print(error)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    warned, refused = run.stdout.splitlines()
+    assert warned.count("JAX_MBRNNT_CUDA=ON") == 1
+    assert "no kernel for cuda" in refused
 
 
 def test_newer_ffi_than_the_runtime_is_refused_at_import() -> None:

@@ -152,7 +152,7 @@ struct LatticeCase {
 
   // The fast sweep and the simple one agree on every node. `threads`: the fast one's
   // width, less than there are columns for several tiles; 0 for its own plan.
-  void CompareSweeps(int threads, int prefetched_steps) {
+  void CompareSweeps(int threads) {
     constexpr int64_t kShared = 96 << 10;
     const Numbers simple =
         Run(true, [](const LatticeStage<T>& s) { return cuda::SweepSimply(s, nullptr); });
@@ -162,8 +162,6 @@ struct LatticeCase {
         EXPECT(plan.has_value());
         EXPECT(plan->shared_bytes <= kShared);
         if (threads > 0) plan->threads = threads;
-        plan->prefetched_steps = prefetched_steps;
-        plan->shared_bytes = kShared;
         return cuda::SweepFast(s, *plan, nullptr);
       });
       for (int64_t b = 0; b < batch; ++b) {
@@ -189,14 +187,14 @@ void CompareSweeps() {
   const ArcTable usual{5, {{0, 1}, {1, 0}, {2, 0}, {4, 0}, {8, 0}}};
   const ArcTable odd{6, {{3, 0}, {1, 0}, {0, 1}, {1, 0}, {1000, 0}, {5, 0}}};
   for (const ArcTable& table : {rnnt, usual, odd}) {
-    LatticeCase<T>(table, 3, 12, 5).CompareSweeps(0, 8);
-    LatticeCase<T>(table, 2, 40, 70).CompareSweeps(0, 4);    // three warps
-    LatticeCase<T>(table, 2, 7, 100).CompareSweeps(32, 8);   // four tiles
-    LatticeCase<T>(table, 2, 19, 150).CompareSweeps(64, 8);  // three tiles of two warps
-    LatticeCase<T>(table, 2, 1, 40).CompareSweeps(0, 8);
-    LatticeCase<T>(table, 2, 33, 1).CompareSweeps(0, 8);
+    LatticeCase<T>(table, 3, 12, 5).CompareSweeps(0);
+    LatticeCase<T>(table, 2, 40, 70).CompareSweeps(0);    // three warps
+    LatticeCase<T>(table, 2, 7, 100).CompareSweeps(32);   // four tiles
+    LatticeCase<T>(table, 2, 19, 150).CompareSweeps(64);  // three tiles of two warps
+    LatticeCase<T>(table, 2, 1, 40).CompareSweeps(0);
+    LatticeCase<T>(table, 2, 33, 1).CompareSweeps(0);
   }
-  LatticeCase<T>(usual, 1, 300, 40).CompareSweeps(0, 8);
+  LatticeCase<T>(usual, 1, 300, 40).CompareSweeps(0);
 }
 
 // What the fast sweep leaves to the simple one, and what it fits itself to.
@@ -211,14 +209,12 @@ void CheckPlans() {
   const ArcTable usual{5, {{0, 1}, {1, 0}, {2, 0}, {4, 0}, {8, 0}}};
   EXPECT(plan(usual, 400, 101, kShared)->threads == 128);
   EXPECT(plan(usual, 400, 101, kShared)->num_planes == 5);
-  EXPECT(plan(usual, 400, 101, kShared)->prefetched_steps == 8);
   EXPECT(plan(usual, 3, 101, kShared)->num_planes == 3);  // durations 4 and 8 never fit
   EXPECT(plan(usual, 400, 2000, kShared)->threads == 512);
-  EXPECT(plan(usual, 400, 2000, 200 << 10)->threads == 512);
-  EXPECT(plan(usual, 400, 2000, 200 << 10)->prefetched_steps == 4);
-  EXPECT(plan(usual, 400, 101, 48 << 10)->shared_bytes <= 48 << 10);
+  EXPECT(plan(usual, 400, 2000, 48 << 10)->threads == 96);
+  EXPECT(plan(usual, 400, 2000, 48 << 10)->shared_bytes <= 48 << 10);
   const ArcTable long_jump{3, {{0, 1}, {1, 0}, {500, 0}}};
-  EXPECT(plan(long_jump, 600, 2000, kShared)->threads < 512);
+  EXPECT(plan(long_jump, 600, 2000, kShared)->threads == 32);
   const ArcTable longest{3, {{0, 1}, {1, 0}, {5000, 0}}};
   EXPECT(!plan(longest, 6000, 10, kShared));
   EXPECT(plan(longest, 4999, 10, kShared));
