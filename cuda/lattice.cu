@@ -8,20 +8,27 @@ namespace {
 // contiguous, and an arc's posterior may take the place of its log-probability.
 template <typename T>
 __global__ void __launch_bounds__(256) PosteriorsKernel(const __grid_constant__ LatticeStage<T> s) {
-  const int64_t columns = s.batch.columns, num_arcs = s.table.size;
-  const int64_t rows = s.batch.size * s.batch.max_frames;
+  const int64_t columns = s.batch.columns, rows = s.batch.size * s.batch.max_frames;
+  const int num_arcs = s.table.size;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
     const Lattice<T> lattice = s.LatticeOf(b);
     const DiagonalNumbers<T> alphas(s.batch, s.alphas, b), betas(s.batch, s.betas, b);
     const Scaled<T> likelihood = s.likelihoods[b];
     const T padding = lattice.extent.valid ? T(0) : T(NAN);
-    for (int64_t i = threadIdx.x; i < columns * num_arcs; i += blockDim.x) {
-      const int64_t u = i / num_arcs;
-      const int a = static_cast<int>(i - u * num_arcs);
-      s.posteriors[row * columns * num_arcs + i] =
-          lattice.extent.Contains(t, u) ? ArcPosterior(lattice, alphas, betas, likelihood, t, u, a)
-                                        : padding;
+    T* posteriors = s.posteriors + row * columns * num_arcs;
+    int64_t u = threadIdx.x / num_arcs;
+    int a = threadIdx.x % num_arcs;
+    while (u < columns) {
+      posteriors[u * num_arcs + a] = lattice.extent.Contains(t, u)
+                                         ? ArcPosterior(lattice, alphas, betas, likelihood, t, u, a)
+                                         : padding;
+      u += blockDim.x / num_arcs;
+      a += blockDim.x % num_arcs;
+      if (a >= num_arcs) {
+        a -= num_arcs;
+        ++u;
+      }
     }
   }
 }

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(128) WeightsKernel(const __grid_constant__ Lat
     const Lattice<T> lattice = s.LatticeOf(b);
     Scaled<T>* weights = s.weights + block * plan.num_planes * columns;
     for (int64_t u = threadIdx.x; u <= lattice.extent.labels; u += blockDim.x) {
-      const int64_t t = order.RowOf(row, rows - u % rows);  // (t + u) % rows == row
+      const int64_t t = order.RowOf(row, rows - order.RowOf(0, u));  // t + u is in this row
       if (t >= lattice.extent.frames) continue;
       for (int p = 0; p < plan.num_planes; ++p) {
         const int a = plan.arcs[p];

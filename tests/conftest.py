@@ -5,6 +5,7 @@ executed on the CPU ("simt"), or a GPU's.
 """
 
 import os
+import pathlib
 
 # Read once, when JAX starts its backend: this has to stand before the first import of jax.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -56,23 +57,32 @@ def pytest_configure(config: pytest.Config) -> None:
     backend = config.getoption("backend")
     if backend == "gpu":
         jax.config.update("jax_platforms", "cuda,cpu")
+        # Without a GPU the tests would pass on the CPU.
+        if jax.default_backend() != "gpu" and not config.option.collectonly:
+            raise pytest.UsageError("--backend=gpu: JAX finds no GPU")
     if backend == "simt":
         if not hasattr(config, "workerinput"):  # the workers find it built
             simt_module.build()
         simt_module.take_the_place_of_the_cpu_kernels()
 
 
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """Not even imported: a machine with a GPU may lack what the other tests need."""
+    name = collection_path.stem
+    of_the_cpu = name.startswith("test_") and name not in OF_VALUES
+    return True if of_the_cpu and config.getoption("backend") != "cpu" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("backend") == "cpu":
         return
 
-    def is_wanted(item: pytest.Item) -> bool:
-        arguments = getattr(item, "callspec", None)
-        of_the_twin = arguments is not None and arguments.params.get("implementation") == "xla"
-        return item.path.stem in OF_VALUES and not of_the_twin
+    def is_of_the_twin(item: pytest.Item) -> bool:
+        case = getattr(item, "callspec", None)
+        return case is not None and case.params.get("implementation") == "xla"
 
-    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
-    items[:] = [item for item in items if is_wanted(item)]
+    config.hook.pytest_deselected(items=list(filter(is_of_the_twin, items)))
+    items[:] = [item for item in items if not is_of_the_twin(item)]
 
 
 @pytest.fixture(params=["ffi", "xla"])

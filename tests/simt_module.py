@@ -20,8 +20,8 @@ SOURCES = [
 ]
 BINDING = ROOT / "tests" / "simt" / "binding.cc"
 FLAGS = [
-    *"-x c++ -std=c++17 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror".split(),
-    "-Wno-unknown-pragmas",  # #pragma unroll
+    *["-x", "c++", "-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-pthread"],
+    *["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"],  # but for #pragma unroll
     f"-I{ROOT / 'tests' / 'simt'}",
     f"-I{ROOT}",
 ]

@@ -36,6 +36,7 @@ def resources(source: pathlib.Path, into: pathlib.Path) -> list[Resources]:
         [*command.split(), into / "kernels.o", source], capture_output=True, text=True, check=True
     )
     names = subprocess.run(["c++filt"], input=built.stderr, capture_output=True, text=True).stdout
+    names = names.replace("(anonymous namespace)::", "").replace("mbrnnt::", "")
     found = re.findall(
         r"Function properties for (.*)\n"
         r" *(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
@@ -44,7 +45,9 @@ def resources(source: pathlib.Path, into: pathlib.Path) -> list[Resources]:
     )
     return [
         Resources(
-            re.sub(r"\(.*|.*::(?=\w+Kernel)|mbrnnt::", "", name.replace("(anonymous namespace)", "")),
+            re.sub(
+                r"\(.*|.*::(?=\w+Kernel)|mbrnnt::", "", name.replace("(anonymous namespace)", "")
+            ),
             int(registers),
             int(stack),
             int(stores) + int(loads),

@@ -57,11 +57,15 @@ def test_cuda_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
     assert_as_expected(cuda_test(tmp_path, simt_module.SOURCES, *SANITIZE.split()))
 
 
-# What is taken out of which file, and how often it stands there.
+# In which file, what stands there, what is put in its place.
 SABOTAGE = {
     "barrier between chunks": ("sweep.cu", "      __syncthreads();\n    }\n  }\n", "    }\n  }\n"),
-    "lag between warps": ("sweep.cu", "own = chunk - kLag * warp", "own = chunk - (kLag - 1) * warp"),
-    "wait for copies": ("sweep.cu", "    WaitForPrefetched();\n", ""),
+    "lag between warps": (
+        "sweep.cu",
+        "own = chunk - kLag * warp",
+        "own = chunk - (kLag - 1) * warp",
+    ),
+    "wait for copies": ("sweep.cu", "    __pipeline_wait_prior(kPrefetched - 1);\n", ""),
     "order within a row": ("logit_gradients.cu", "  group.Sync();\n  MapRow", "  MapRow"),
 }
 
