@@ -1,5 +1,6 @@
 """What is compiled where: kernels, twins, and the guards in front of them."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def test_gpu_calls_the_kernels_in_place_and_locally() -> None:
     assert calls.keys() == {"arc_log_probs", "lattice", "logit_gradients"}
     for call in calls.values():
         assert 'num_batch_dims = "1"' in call
-        assert "sdy.sharding_rule" in call
+        if getattr(jax.config, "jax_use_shardy_partitioner", True):  # older JAX has GSPMD
+            assert "sdy.sharding_rule" in call
     alias = "output_operand_alias<output_tuple_indices = [{}], operand_index = 0"
     assert alias.format("") in calls["logit_gradients"]
     assert alias.format("1") in calls["lattice"]
@@ -88,7 +90,7 @@ def test_gpu_without_kernels_gets_the_twin_and_one_warning() -> None:
     """
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=pathlib.Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)},
         capture_output=True,
         text=True,
         check=False,
