@@ -122,9 +122,9 @@ build_native() { # quietly in parallel; the linker says what is missing
     nvcc -x cu -std=c++17 -O3 -arch=sm_$capability -lineinfo -I. -c "$source" -o "$object" &
     [[ $source == cuda/* ]] && objects+=("$object")
   done
-  for source in arc_log_probs dispatch lattice logit_gradients rows; do
+  for source in arc_log_probs dispatch lattice logit_gradients loops; do
     object="$work/native/cpu_$source.o"
-    c++ -std=c++17 -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -I. \
+    c++ -std=c++17 -O3 -Wno-psabi -fopenmp-simd -fno-math-errno -fno-trapping-math -I. \
       -DMBRNNT_ISA=baseline -c "cpu/$source.cc" -o "$object" &
   done
   wait

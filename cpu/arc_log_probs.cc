@@ -1,7 +1,7 @@
 #include <cmath>
 
 #include "cpu/kernels.h"
-#include "cpu/rows.h"
+#include "cpu/loops.h"
 
 namespace mbrnnt::cpu {
 template <typename L>

@@ -4,9 +4,8 @@
 #include <sys/mman.h>
 #endif
 
-#include "cpu/exp.h"
 #include "cpu/kernels.h"
-#include "cpu/rows.h"
+#include "cpu/loops.h"
 
 namespace mbrnnt::cpu {
 namespace {

@@ -136,16 +136,21 @@ MBRNNT_HD Scaled<T> BetaAt(const Lattice<T>& lattice, const Betas& betas, int64_
                         [&](int a) { return ArcBeta(lattice, betas, t, u, a); });
 }
 
-// P(the path takes this arc | labels). An impossible utterance (likelihood 0) has
-// posterior 0 everywhere, a poisoned one (NaN) has NaN.
+// P(the path takes an arc | labels), with `arc_beta` as ArcBeta has it. An impossible
+// utterance (likelihood 0) has posterior 0 everywhere, a poisoned one (NaN) has NaN.
+template <typename T>
+MBRNNT_HD T Posterior(Scaled<T> alpha, Scaled<T> arc_beta, Scaled<T> likelihood) {
+  const T ratio = Ratio(Multiply(alpha, arc_beta), likelihood);
+  // Past 2^24 an exponent is no longer exact: where every path has to cross a mask such as -1e9
+  // the posteriors cannot be trusted, but they are bounded still.
+  const T posterior = ratio > Constant<T>(1) ? Constant<T>(1) : ratio;
+  return likelihood.mantissa > T{} ? posterior : likelihood.mantissa;
+}
+
 template <typename T, typename Numbers>
 MBRNNT_HD T ArcPosterior(const Lattice<T>& lattice, const Numbers& alphas, const Numbers& betas,
                          Scaled<T> likelihood, int64_t t, int64_t u, int a) {
-  if (!(likelihood.mantissa > T(0))) return likelihood.mantissa;
-  const T posterior = Ratio(Multiply(alphas(t, u), ArcBeta(lattice, betas, t, u, a)), likelihood);
-  // Past 2^24 an exponent is no longer exact: where every path has to cross a mask such as -1e9
-  // the posteriors cannot be trusted, but they are bounded still.
-  return posterior > T(1) ? T(1) : posterior;
+  return Posterior(alphas(t, u), ArcBeta(lattice, betas, t, u, a), likelihood);
 }
 
 }  // namespace mbrnnt

@@ -39,6 +39,31 @@ MBRNNT_HD To BitCast(From from) {
   return to;
 }
 
+// What the law computes with: one number, or a SIMD register of them (cpu/simd.h).
+template <typename T>
+struct NumberTraits;
+template <>
+struct NumberTraits<float> {
+  using Element = float;
+  using Bits = uint32_t;
+  static constexpr int kExponentBit = 23, kExponentBias = 127;
+  // 1.5 * 2^23: adding it leaves a number's nearest integer in the low bits of the sum.
+  static constexpr float kRound = 12582912.0f;
+};
+template <>
+struct NumberTraits<double> {
+  using Element = double;
+  using Bits = uint64_t;
+  static constexpr int kExponentBit = 52, kExponentBias = 1023;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+};
+
+// The same number in every element.
+template <typename T>
+MBRNNT_HD T Constant(double x) {
+  return T{} + static_cast<typename NumberTraits<T>::Element>(x);
+}
+
 MBRNNT_HD float ToReal(float x) { return x; }
 MBRNNT_HD double ToReal(double x) { return x; }
 MBRNNT_HD float ToReal(BFloat16 x) { return BitCast<float>(uint32_t{x.bits} << 16); }

@@ -15,6 +15,8 @@
 // masked class) stays a small number instead of overflowing, and Zero's exponent
 // can be -inf. NaN in either operand gives a NaN mantissa.
 //
+// T is one number or, in loops over many nodes, a SIMD register of them.
+//
 // Invariant: the mantissa is 0 (exponent -inf), NaN, or within [2^-20, 2^20]
 // after Rescaled, which every node of the lattice applies.
 #pragma once
@@ -22,6 +24,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "lattice/exp.h"
 #include "lattice/macros.h"
 #include "lattice/number.h"
 
@@ -37,21 +40,21 @@ struct alignas(2 * sizeof(T)) Scaled {  // one load, one store
 };
 
 // 2^k for an integer k up to 126, and 0 where that is too small to matter. A NaN
-// k gives 0 as well: the mantissa beside it is NaN and carries on. Adding 1.5 * 2^23
-// leaves k + 127 in the low bits: no conversion of a float to an integer, which a
-// GPU does at a quarter of its speed.
-MBRNNT_HD float PowerOfTwo(float k) {
-  const float bounded = k > -127.0f ? k : -127.0f;
-  return BitCast<float>(BitCast<uint32_t>(bounded + (12582912.0f + 127.0f)) << 23);
-}
-MBRNNT_HD double PowerOfTwo(double k) {
-  const double bounded = k > -1023.0 ? k : -1023.0;
-  return BitCast<double>(BitCast<uint64_t>(bounded + (6755399441055744.0 + 1023.0)) << 52);
+// k gives 0 as well: the mantissa beside it is NaN and carries on. The exponent comes
+// out of a rounding addition: a GPU converts a float to an integer at a quarter of its
+// speed, and SIMD does not like to do it, either.
+template <typename T>
+MBRNNT_HD T PowerOfTwo(T k) {
+  using Traits = NumberTraits<T>;
+  constexpr typename Traits::Element kBias = Traits::kExponentBias;
+  const T bounded = k > -kBias ? k : Constant<T>(-kBias);
+  const T sum = bounded + (Traits::kRound + kBias);
+  return BitCast<T>(BitCast<typename Traits::Bits>(sum) << Traits::kExponentBit);
 }
 
 // ln 2 in two parts; the first has few bits, so that its product with an
 // exponent is exact (Cody and Waite 1980).
-template <typename T>
+template <typename Element>
 struct Ln2;
 template <>
 struct Ln2<float> {
@@ -65,12 +68,15 @@ struct Ln2<double> {
 // exp(x) of a log-probability.
 template <typename T>
 MBRNNT_HD Scaled<T> FromLog(T x) {
-  const T exponent = std::rint(x * T(1.4426950408889634));
-  if (exponent == -T(INFINITY)) return Scaled<T>::Zero();  // as good as -inf, if not -inf
-  T rest = (x - exponent * Ln2<T>::kHigh) - exponent * Ln2<T>::kLow;
-  // |rest| <= ln(2)/2, but for an x so large that its own spacing exceeds 1.
-  rest = rest > T(1) ? T(1) : (rest < T(-1) ? T(-1) : rest);
-  return {std::exp(rest), exponent};
+  using Element = typename NumberTraits<T>::Element;
+  constexpr Element kRound = NumberTraits<T>::kRound;
+  const T exponent = (x * Element(1.4426950408889634) + kRound) - kRound;
+  T rest = (x - exponent * Ln2<Element>::kHigh) - exponent * Ln2<Element>::kLow;
+  // |rest| <= ln(2)/2, but for an x so large that its own spacing is near 1.
+  rest = rest > Element(1) ? Constant<T>(1) : rest;
+  rest = rest < Element(-1) ? Constant<T>(-1) : rest;
+  // An exponent of -inf is as good as an x of -inf, if it is not one.
+  return {exponent == -Element(INFINITY) ? T{} : Exp(rest), exponent};
 }
 
 template <typename T>
@@ -86,10 +92,11 @@ MBRNNT_HD Scaled<T> Multiply(Scaled<T> a, Scaled<T> b) {
 
 template <typename T>
 MBRNNT_HD Scaled<T> Add(Scaled<T> a, Scaled<T> b) {
-  const bool a_is_high = a.exponent > b.exponent;
+  const auto a_is_high = a.exponent > b.exponent;
   const T high = a_is_high ? a.mantissa : b.mantissa;
   const T low = a_is_high ? b.mantissa : a.mantissa;
-  const T shift = -std::abs(a.exponent - b.exponent);
+  const T above = a.exponent - b.exponent;
+  const T shift = a_is_high ? -above : above;
   return {high + low * PowerOfTwo(shift), a_is_high ? a.exponent : b.exponent};
 }
 
@@ -97,10 +104,12 @@ MBRNNT_HD Scaled<T> Add(Scaled<T> a, Scaled<T> b) {
 // far less than 2^20, so one exact step is enough.
 template <typename T>
 MBRNNT_HD Scaled<T> Rescaled(Scaled<T> x) {
-  const bool large = x.mantissa > T(0x1p20), small = x.mantissa < T(0x1p-20);
-  const T factor = large ? T(0x1p-20) : (small ? T(0x1p20) : T(1));
-  const T shift = large ? T(20) : (small ? T(-20) : T(0));
-  return {x.mantissa * factor, x.exponent + shift};
+  using Element = typename NumberTraits<T>::Element;
+  const auto large = x.mantissa > Element(0x1p20), small = x.mantissa < Element(0x1p-20);
+  const T factor = small ? Constant<T>(0x1p20) : Constant<T>(1);
+  const T shift = small ? Constant<T>(-20) : T{};
+  return {x.mantissa * (large ? Constant<T>(0x1p-20) : factor),
+          x.exponent + (large ? Constant<T>(20) : shift)};
 }
 
 // a / b as a plain number, for a <= b.

@@ -1,0 +1,135 @@
+// A processor register full of numbers, in the vector extension that GCC and Clang
+// share: the usual operators, on all elements at once. Its width is that of the
+// instruction set that the file which includes this is compiled for.
+//
+// Why no library: what the loops need beyond operators is one exponential and the two
+// half precisions, and those exist in lattice/ for the GPU as well. Highway or xsimd
+// would bring run-time dispatch, which CMake does here in ten lines, and would be a
+// second way of writing arithmetic beside the law's.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "lattice/exp.h"
+#include "lattice/number.h"
+
+namespace mbrnnt {
+namespace cpu::MBRNNT_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <typename X, int kSize>
+struct VectorOf {
+  typedef X type __attribute__((vector_size(kSize * sizeof(X))));
+};
+
+template <typename T>
+inline constexpr int kLanes = kVectorBytes / sizeof(T);
+template <typename T>
+using Vec = typename VectorOf<T, kLanes<T>>::type;
+template <typename X, typename T>  // as many X as a Vec<T> has numbers
+using Like = typename VectorOf<X, kLanes<T>>::type;
+
+template <typename V, typename X>
+MBRNNT_HD V LoadBits(const X* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+// ---- logits ------------------------------------------------------------------
+
+MBRNNT_HD Vec<float> Load(const float* from) { return LoadBits<Vec<float>>(from); }
+MBRNNT_HD Vec<double> Load(const double* from) { return LoadBits<Vec<double>>(from); }
+MBRNNT_HD Vec<float> Load(const BFloat16* from) {
+  using Wide = Like<uint32_t, float>;
+  const auto bits = LoadBits<Like<uint16_t, float>>(from);
+  return BitCast<Vec<float>>(__builtin_convertvector(bits, Wide) << 16);
+}
+MBRNNT_HD Vec<float> Load(const Float16* from) {
+  float numbers[kLanes<float>];
+#pragma omp simd
+  for (int i = 0; i < kLanes<float>; ++i) numbers[i] = ToReal(from[i]);
+  return Load(numbers);
+}
+
+MBRNNT_HD void Store(float* to, Vec<float> v) { std::memcpy(to, &v, sizeof(v)); }
+MBRNNT_HD void Store(double* to, Vec<double> v) { std::memcpy(to, &v, sizeof(v)); }
+MBRNNT_HD void Store(BFloat16* to, Vec<float> v) {  // as FromReal<BFloat16>
+  using Wide = Like<uint32_t, float>;
+  const Wide bits = BitCast<Wide>(v);
+  const Wide rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Wide quiet_nan = (bits >> 16) | 0x0040u;
+  const Wide kept = (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
+  const auto narrow = __builtin_convertvector(kept, Like<uint16_t, float>);
+  std::memcpy(to, &narrow, sizeof(narrow));
+}
+MBRNNT_HD void Store(Float16* to, Vec<float> v) {
+  float numbers[kLanes<float>];
+  Store(numbers, v);
+#pragma omp simd
+  for (int i = 0; i < kLanes<float>; ++i) to[i] = FromReal<Float16>(numbers[i]);
+}
+
+// ---- elements ----------------------------------------------------------------
+
+template <typename T>
+MBRNNT_HD Vec<T> Fill(T x) {
+  return x - Vec<T>{};
+}
+// 0, 1, 2 and so on, as integers of T's size.
+template <typename T>
+MBRNNT_HD auto Indices() {
+  Like<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>, T> indices;
+  for (int i = 0; i < kLanes<T>; ++i) indices[i] = i;
+  return indices;
+}
+
+template <typename V>
+MBRNNT_HD V Maximum(V a, V b) {  // b's NaN is dropped
+  return b > a ? b : a;
+}
+template <typename V, typename T = std::decay_t<decltype(V{}[0])>>
+MBRNNT_HD T MaximumOf(V v) {
+  T maximum = v[0];
+  for (int i = 1; i < kLanes<T>; ++i) maximum = v[i] > maximum ? v[i] : maximum;
+  return maximum;
+}
+template <typename V, typename T = std::decay_t<decltype(V{}[0])>>
+MBRNNT_HD T SumOf(V v) {
+  T sum = v[0];
+  for (int i = 1; i < kLanes<T>; ++i) sum += v[i];
+  return sum;
+}
+
+}  // namespace cpu::MBRNNT_ISA
+
+// ---- the law on registers ----------------------------------------------------
+
+template <>
+struct NumberTraits<cpu::MBRNNT_ISA::Vec<float>> : NumberTraits<float> {
+  using Bits = cpu::MBRNNT_ISA::Like<uint32_t, float>;
+};
+template <>
+struct NumberTraits<cpu::MBRNNT_ISA::Vec<double>> : NumberTraits<double> {
+  using Bits = cpu::MBRNNT_ISA::Like<uint64_t, double>;
+};
+template <>
+struct Exponential<cpu::MBRNNT_ISA::Vec<double>> {
+  using V = cpu::MBRNNT_ISA::Vec<double>;
+
+  static MBRNNT_HD V Of(V x) {
+    for (int i = 0; i < cpu::MBRNNT_ISA::kLanes<double>; ++i) x[i] = Exp(double{x[i]});
+    return x;
+  }
+};
+
+}  // namespace mbrnnt
