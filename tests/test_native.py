@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 
 import pytest
 
@@ -23,30 +24,71 @@ NATIVE = ROOT / "tests" / "native"
 def assert_as_expected(program: pathlib.Path, **environment: str) -> None:
     environment = {**os.environ, **environment}
     run = subprocess.run([program], env=environment, capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (0, "all as expected\n"), run.stderr
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.endswith("all as expected\n")
+
+
+# How each of the instruction sets that cpu/dispatch.cc chooses from is compiled for.
+INSTRUCTION_SETS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
+    INSTRUCTION_SETS["avx512"] = ["-mfma", *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl"))]
+
+
+def runs_here(isa: str) -> bool:
+    flags = pathlib.Path("/proc/cpuinfo").read_text()
+    return all(flag.removeprefix("-m") in flags for flag in INSTRUCTION_SETS[isa])
 
 
 def test_cpu_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
     flags = [*FLAGS.split(), *SANITIZE.split(), f"-I{ROOT}"]
-    instruction_sets = {"baseline": []}
-    if platform.machine() in ("x86_64", "AMD64"):
-        instruction_sets["avx2"] = ["-mavx2", "-mfma"]
-        instruction_sets["avx512"] = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")]
+    if len(INSTRUCTION_SETS) > 1:
         flags.append("-DMBRNNT_HAS_X86")
 
     def compile_(*arguments: str | pathlib.Path) -> None:
         subprocess.run([compiler(), *flags, *arguments], check=True)
 
     objects = []
-    for isa, extra in instruction_sets.items():
+    for isa, extra in INSTRUCTION_SETS.items():
         objects.append(tmp_path / f"loops_{isa}.o")
         source = ROOT / "cpu" / "loops.cc"
         compile_(f"-DMBRNNT_ISA={isa}", *extra, "-Wno-psabi", "-c", source, "-o", objects[-1])
     sources = [ROOT / "cpu" / name for name in KERNELS]
     program = tmp_path / "kernels_test"
     compile_(NATIVE / "kernels_test.cc", *sources, *objects, "-o", program)
-    for isa in instruction_sets:  # one that this processor lacks is replaced by the baseline
+    for isa in filter(runs_here, INSTRUCTION_SETS):
         assert_as_expected(program, JAX_MBRNNT_CPU_ISA=isa)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_exp_of_every_float(isa: str, tmp_path: pathlib.Path) -> None:
+    if not runs_here(isa):
+        pytest.skip(f"this processor has no {isa}")
+    program = tmp_path / "exp_test"
+    flags = f"-std=c++17 -O3 -fno-math-errno -Wno-psabi -DMBRNNT_ISA={isa} -I{ROOT}".split()
+    source = NATIVE / "exp_test.cc"
+    flags += INSTRUCTION_SETS[isa]
+    subprocess.run([compiler(), *flags, source, "-o", program], check=True)
+    assert_as_expected(program)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_oracle_with_every_instruction_set(isa: str) -> None:
+    """In a process of its own, since the choice is made once."""
+    if not runs_here(isa):
+        pytest.skip(f"this processor has no {isa}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    tests = [str(ROOT / "tests" / f"test_{name}.py") for name in ("oracle", "kernels", "edges")]
+    run = subprocess.run(
+        [*command, *tests, "-k", "ffi or kernels"],
+        cwd=ROOT / "tests",  # not the source tree, which has no kernels
+        env={**os.environ, "JAX_MBRNNT_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
+    assert " passed" in run.stdout
+    assert " failed" not in run.stdout
 
 
 def cuda_test(into: pathlib.Path, sources: list[pathlib.Path], *flags: str) -> pathlib.Path:
