@@ -43,6 +43,17 @@ def torchaudio_rnnt(logits: jax.Array, labels: np.ndarray) -> Step:
     return _step(loss, logits, labels)
 
 
+def warp_transducer(logits: jax.Array, labels: np.ndarray) -> Step:
+    """warp-transducer's binding for PyTorch: RNN-T. On the CPU it makes the log-softmax itself."""
+    from warprnnt_pytorch import rnnt_loss
+
+    def loss(x: Any, targets: Any, frames: Any, columns: Any) -> Any:
+        blank = logits.shape[-1] - 1
+        return rnnt_loss(x, targets, frames, columns, blank=blank, reduction="none").reshape(-1)
+
+    return _step(loss, logits, labels)
+
+
 def espnet_multiblank(
     checkout: pathlib.Path | None, logits: jax.Array, labels: np.ndarray, durations: Sequence[int]
 ) -> Step:

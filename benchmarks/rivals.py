@@ -93,7 +93,7 @@ def _log_probs(logits: jax.Array, next_labels: jax.Array, num_blanks: int) -> ja
 
 
 def _log_probs_backward(num_blanks: int, residuals, cotangents: jax.Array):
-    """cotangent of an arc's class - softmax * sum of cotangents."""
+    """The cotangent of an arc's class, less softmax times the sum of cotangents."""
     logits, next_labels, normalizers = residuals
     # A product, because XLA keeps its result: it would sum anew for every class, and on the CPU
     # the pass below would fall apart into five.

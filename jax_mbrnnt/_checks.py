@@ -28,9 +28,15 @@ class Utterances(NamedTuple):
     logit_lengths: Any  # [batch_dims...]
     label_lengths: Any  # [batch_dims...]
 
-    def as_int32(self) -> Utterances:
-        """Casts; what does not fit stays out of every valid range."""
-        return Utterances(*(None if x is None else _as_int32(x) for x in self))
+    def as_int32(self, nodes: jax.Array) -> Utterances:
+        """Casts; what does not fit stays out of every valid range.
+
+        On a mesh in explicit mode the lengths become sharded as `nodes` is, if they are not:
+        those that were filled in could not know.
+        """
+        labels, *lengths = (None if x is None else _as_int32(x) for x in self)
+        of_each = jnp.zeros_like(jnp.sum(nodes, axis=(-3, -2, -1)), dtype=jnp.int32)
+        return Utterances(labels, *(x + of_each for x in lengths))
 
 
 def _as_int32(x: jax.Array) -> jax.Array:

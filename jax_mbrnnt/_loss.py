@@ -95,20 +95,21 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _losses(logits, utterances, *, options, implementation):
-    operands = (logits, *utterances.as_int32())
+    utterances = utterances.as_int32(logits)
     if implementation == "xla":
-        return _reference.differentiable_loss(*operands, options)
-    return _loss(*operands, options, implementation)
+        return _reference.differentiable_loss(logits, *utterances, options)
+    logits = _primitives.reverse_mode_only(logits)
+    return _loss(logits, *utterances, options, implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _losses_without_gradient(logits, utterances, *, options, implementation):
-    return _scores(logits, *utterances.as_int32(), options, implementation)
+    return _scores(logits, *utterances.as_int32(logits), options, implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _losses_and_gradients(logits, utterances, *, options, implementation):
-    losses, residuals = _loss_forward(logits, *utterances.as_int32(), options, implementation)
+    losses, residuals = _loss_forward(logits, *utterances.as_int32(logits), options, implementation)
     gradient, *_ = _loss_backward(options, implementation, residuals, jnp.ones_like(losses))
     return losses, gradient
 
@@ -149,7 +150,9 @@ _arc_log_probs.defvjp(_arc_log_probs_forward, _arc_log_probs_backward)
 
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _jitted_arc_log_probs(logits, utterances, *, options, implementation):
-    return _arc_log_probs(logits, *utterances.as_int32(), options, implementation)
+    if implementation != "xla":
+        logits = _primitives.reverse_mode_only(logits)
+    return _arc_log_probs(logits, *utterances.as_int32(logits), options, implementation)
 
 
 # ---- arc log-probabilities -> losses -------------------------------------------------------
@@ -179,15 +182,16 @@ _lattice_loss.defvjp(_lattice_loss_forward, _lattice_loss_backward)
 
 @functools.partial(jax.jit, static_argnames=("arcs", "implementation"))
 def _lattice_losses(arc_log_probs, utterances, *, arcs, implementation):
-    _, *lengths = utterances.as_int32()
+    _, *lengths = utterances.as_int32(arc_log_probs)
     if implementation == "xla":
         return _reference.differentiable_lattice_loss(arc_log_probs, *lengths, arcs)
+    arc_log_probs = _primitives.reverse_mode_only(arc_log_probs)
     return _lattice_loss(arc_log_probs, *lengths, arcs, implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("arcs", "implementation"))
 def _lattice_posteriors(arc_log_probs, utterances, *, arcs, implementation):
-    _, *lengths = utterances.as_int32()
+    _, *lengths = utterances.as_int32(arc_log_probs)
     return _stages(implementation).lattice(arc_log_probs, *lengths, arcs=arcs)[1]
 
 

@@ -145,6 +145,13 @@ def _warn_once() -> None:
     )
 
 
+def _no_derivative(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError(
+        "the kernels of jax_mbrnnt give first derivatives in reverse mode; for higher orders "
+        "and for forward mode use implementation='xla'"
+    )
+
+
 def _stage(
     name: str,
     result_avals: Callable[..., Sequence[Aval]],
@@ -181,13 +188,7 @@ def _stage(
 
     batching.primitive_batchers[primitive] = batch
 
-    def no_derivative(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError(
-            "the kernels of jax_mbrnnt give first derivatives in reverse mode; for higher orders "
-            "and for forward mode use implementation='xla'"
-        )
-
-    ad.primitive_jvps[primitive] = no_derivative
+    ad.primitive_jvps[primitive] = _no_derivative
 
     def bind(*operands: jax.Array, require_kernel: bool, **params: Any) -> Any:
         return primitive.bind(*unify_varying(*operands), require_kernel=require_kernel, **params)
@@ -271,6 +272,37 @@ _logit_gradients = _stage(
     },
     aliases={0: 0},  # the gradient overwrites logits that die here
 )
+
+
+# ---- forward mode ----------------------------------------------------------------------
+
+
+def _identity(name: str, lowering: Callable[..., Any], batch: Callable[..., Any]) -> Primitive:
+    primitive = Primitive(f"mbrnnt_{name}")
+    primitive.def_abstract_eval(lambda x: x)
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
+    mlir.register_lowering(primitive, lowering)
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+# The operand of a `custom_vjp`. JAX's own error about forward mode does not say what to do
+# instead; this one does. Reverse mode transposes the tangent: it never computes or batches it.
+_operand = _identity(
+    "operand", lambda _, x: [x], lambda operands, dims: (_operand.bind(*operands), dims[0])
+)
+_tangent = _identity("tangent", _no_derivative, _no_derivative)
+ad.primitive_jvps[_operand] = lambda primals, tangents: (
+    _operand.bind(*primals),
+    tangents[0] if isinstance(tangents[0], ad.Zero) else _tangent.bind(*tangents),
+)
+ad.primitive_transposes[_tangent] = lambda cotangent, _: [cotangent]
+ad.primitive_jvps[_tangent] = _no_derivative
+
+
+def reverse_mode_only(x: jax.Array) -> jax.Array:
+    """`x`; an error that names `implementation="xla"` where its forward derivative is asked for."""
+    return _operand.bind(x)
 
 
 def stages(require_kernel: bool) -> Stages:

@@ -72,8 +72,8 @@ def _next_labels(labels: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Ar
 
     The last column has no next label; what stands there is never used.
     """
-    filler = jnp.zeros((*labels.shape[:-1], 1), labels.dtype)
-    padded = jnp.concatenate([labels, filler], axis=-1)
+    # `pad`, unlike `concatenate`, takes labels that are explicitly sharded.
+    padded = jnp.pad(labels, [(0, 0)] * (labels.ndim - 1) + [(0, 1)])
     return padded, (padded >= 0) & (padded < num_classes)
 
 
@@ -224,8 +224,10 @@ def _log_likelihoods(
     else:
         steps = jnp.full((diagonals, 0, *batch, columns), -jnp.inf, dtype)
 
-    # Something of every operand, so that the loop's state varies over the mesh as they do.
+    # Something of every operand, so that the loop's state varies over the mesh as they do and
+    # is sharded as they are.
     zero = jnp.where(jnp.any(exists, axis=(-3, -2, -1)), 0, 0).astype(dtype)
+    zero = zero + jnp.zeros_like(jnp.sum(arc_log_probs, axis=(-3, -2, -1)))
     u = _iota(columns)
     # recent[k] holds the alphas of diagonal n - 1 - k. Before the first one: nothing, but
     # for the start node (0, 0), which enters diagonal 0 as if by an arc of weight 1.
@@ -240,7 +242,8 @@ def _log_likelihoods(
         for i, (_, arc) in enumerate(present):
             tail = recent[arc.duration + arc.emits - 1]
             if arc.emits:
-                tail = jnp.concatenate([jnp.full_like(tail[..., :1], -jnp.inf), tail[..., :-1]], -1)
+                one_right = [(0, 0)] * (tail.ndim - 1) + [(1, 0)]
+                tail = jnp.pad(tail[..., :-1], one_right, constant_values=-jnp.inf)
             terms.append(tail + weights_n[i])
         alphas = _log_sum(jnp.stack(terms))
 

@@ -1,5 +1,7 @@
 """Are derivatives of any order and mode right, and do the kernels say which they lack?"""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,3 +97,28 @@ def test_kernels_say_what_to_use_instead(order: str) -> None:
     }
     with pytest.raises((NotImplementedError, TypeError), match=r"implementation=.xla."):
         derivatives[order](jnp.asarray(case.logits))
+
+
+def forward_mode(loss: Any, point: Any) -> dict[str, Any]:
+    """Ways of asking for a forward derivative."""
+
+    def jvp(f: Any) -> Any:
+        return jax.jvp(f, (point,), (point,))
+
+    return {
+        "jvp": lambda: jvp(loss),
+        "jvp of jit": lambda: jvp(jax.jit(loss)),
+        "jit of jvp": lambda: jax.jit(lambda: jvp(loss))(),
+        "linearize": lambda: jax.linearize(loss, point)[1](point),
+        "jacfwd": lambda: jax.jacfwd(loss)(point),
+        "hessian": lambda: jax.hessian(loss)(point),
+    }
+
+
+@pytest.mark.parametrize("way", list(forward_mode(None, None)))
+def test_forward_mode_through_the_kernels_says_what_to_use_instead(way: str) -> None:
+    def kernels(logits: jax.Array) -> jax.Array:
+        return multiblank_rnnt_loss(logits, jnp.array([1, 2]), implementation="ffi")
+
+    with pytest.raises(NotImplementedError, match="implementation='xla'"):
+        forward_mode(kernels, jax.random.normal(jax.random.key(0), (3, 3, 5)))[way]()

@@ -1,0 +1,435 @@
+"""The CPU's table: `value_and_grad` of the losses beside floors, rivals and peers, in one run.
+
+    python benchmarks/cpu.py [--quick] [--out DIR]
+
+Multi-blank with durations 2, 4, 8 unless RNN-T is said, float32 unless bfloat16 is said. Every
+gradient is compared with pure JAX's before it is timed. All programs of a shape take turns, in a
+new order each round. Memory, scaling and greedy decoding follow. Writes `cpu.txt` (what is
+printed), `cpu.csv`, `scaling.csv` and `scaling.png`.
+"""
+
+import argparse
+import csv
+import datetime
+import functools
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import decoding
+import floor
+import memory
+import peers
+import precision
+import scaling
+from programs import BIG_BLANKS, Problem, Shape, make_problem
+from timing import Call, Pass, interleave
+
+SHAPES: list[Shape] = [
+    (4, 100, 21, 29),
+    (8, 200, 41, 128),
+    (4, 200, 41, 1024),
+    (2, 400, 81, 1024),
+    (8, 150, 31, 500),
+    (1, 1000, 101, 512),
+]
+QUICK_SHAPES = [SHAPES[0], SHAPES[1]]
+QUICK_PROGRAMS = frozenset({"read", "copy", "exponential", "ours", "strong"})  # of the second
+SMALL_V = 128  # below, the lattice counts, and the goal is a peer's time instead of the floor's
+MEMORY_FROM = 16 << 20  # bytes of logits; below, the resident set tells of other things
+HIDDEN = 16  # of the product in front: narrow, so that the loss is not lost beside it
+# Absolute, on the gradient of one utterance's loss; a peer's arithmetic may be coarser.
+TOLERANCE = {"f32": 1e-4, "bf16": 1e-2, "peer": 2e-2}
+# Of issue 4, to be read beside the ratios: nothing here asserts a time.
+FLOOR_GOAL, RIVAL_GOAL, PEER_GOAL, MEMORY_GOAL = 1.5, 0.5, 1 / 3, 1.05
+PRECISION_GOAL = 1e-4
+FIELDS = ["B", "T", "U+1", "V", "program", "median_ms", "min_ms", "max_ms", "samples"]
+FIELDS += ["max_error", "rss_growth_over_logits", "temp_over_logits", "note"]
+
+Build = Callable[[str], Call]
+
+
+class Table:
+    """One shape: its programs, checked; then their times."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.calls: dict[str, Call] = {}
+        self.errors: dict[str, float] = {}
+        self.notes: dict[str, str] = {}
+        self.memory: dict[str, dict[str, float]] = {}
+        self.twins: dict[tuple[int, ...], Any] = {}
+        self.answers: dict[tuple[tuple[int, ...], bool], tuple[jax.Array, jax.Array]] = {}
+        self.problem = make_problem(shape)
+        self.bf16 = Problem(
+            **vars(self.problem) | {"logits": self.problem.logits.astype(jnp.bfloat16)}
+        )
+
+    # ---- What is timed -------------------------------------------------------------------
+
+    def builders(self) -> dict[str, Build]:
+        """In the order of the rows."""
+        of = functools.partial
+        rivals = {
+            "strong": of(self.build, "strong"),
+            "strong, RNN-T": of(self.build, "strong", durations=()),
+            "strong, bfloat16": of(self.build, "strong", dtype="bf16"),
+            "autodiff scan": of(self.build, "autodiff"),
+            "remat scan": of(self.build, "remat"),
+            "our pure JAX": lambda _: Call(self.twin(BIG_BLANKS), lambda: (self.problem.logits,)),
+        }
+        return {
+            "read": of(self.build_floor, "read"),
+            "copy": of(self.build_floor, "copy"),
+            "exponential": of(self.build_floor, "exponential"),
+            "read, bfloat16": of(self.build_floor, "read", share=2),
+            "copy, bfloat16": of(self.build_floor, "copy", share=2),
+            "ours": of(self.build, "ours"),
+            "ours, RNN-T": of(self.build, "ours", durations=()),
+            "ours, bfloat16": of(self.build, "ours", dtype="bf16"),
+            "ours, donated": self.build_donated,
+            "ours, with h @ W": self.build_behind_product,
+            "h @ W alone": self.build_product,
+            **rivals,
+            "torchaudio, RNN-T": of(self.build_peer, peers.torchaudio_rnnt),
+            "warp-transducer, RNN-T": of(self.build_peer, peers.warp_transducer),
+        }
+
+    def build_floor(self, kind: str, name: str, share: int = 1) -> Call:
+        num_bytes = self.problem.logits.nbytes // share
+        return Pass(lambda: self.floors.milliseconds(kind, num_bytes), lambda: ())
+
+    def build(
+        self, which: str, name: str, durations: tuple[int, ...] = BIG_BLANKS, dtype: str = "f32"
+    ) -> Call:
+        problem = self.bf16 if dtype == "bf16" else self.problem
+        program = jax.jit(problem.step(which, durations))
+        program = program.lower(problem.logits).compile()
+        (_, losses), gradient = program(problem.logits)
+        self.check(name, losses, gradient, durations, TOLERANCE[dtype])
+        return Call(program, lambda: (problem.logits,))
+
+    def build_donated(self, name: str) -> Call:
+        """The gradient takes the logits' place, as it does where logits are made within `jit`."""
+        copy = jax.jit(jnp.copy)
+        step = jax.jit(self.problem.step("ours", BIG_BLANKS), donate_argnums=0)
+        program = step.lower(self.problem.logits).compile()
+        (_, losses), gradient = program(copy(self.problem.logits))
+        self.check(name, losses, gradient, BIG_BLANKS, TOLERANCE["f32"])
+        return Call(program, lambda: (copy(self.problem.logits),))
+
+    @functools.cached_property
+    def operands(self) -> tuple[jax.Array, jax.Array]:
+        """Of the product: h and W."""
+        keys = jax.random.split(jax.random.key(1), 2)
+        hidden = jax.random.normal(keys[0], (*self.shape[:3], HIDDEN))
+        return hidden, jax.random.normal(keys[1], (HIDDEN, self.shape[3])) * (2 / HIDDEN**0.5)
+
+    def build_behind_product(self, name: str) -> Call:
+        def loss(which, hidden, kernel):
+            return self.problem.loss(which, BIG_BLANKS, hidden @ kernel)[0]
+
+        def compiled(which):
+            step = jax.value_and_grad(functools.partial(loss, which), argnums=(0, 1))
+            return jax.jit(step).lower(*self.operands).compile()
+
+        program = compiled("ours")
+        got = jax.tree.leaves(program(*self.operands))
+        expected = jax.tree.leaves(compiled("twin")(*self.operands))
+        pairs = zip(got, expected, strict=True)
+        error = max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
+        self.judge(name, error, TOLERANCE["f32"])
+        return Call(program, lambda: self.operands)
+
+    def build_product(self, name: str) -> Call:
+        def alone(hidden, kernel):
+            logits, pull_back = jax.vjp(jnp.matmul, hidden, kernel)
+            return pull_back(logits)
+
+        program = jax.jit(alone).lower(*self.operands).compile()
+        return Call(program, lambda: self.operands)
+
+    def build_peer(self, peer: Callable[..., peers.Step], name: str) -> Call:
+        step = peer(self.problem.logits, np.asarray(self.problem.labels))
+        losses, gradient = (jnp.from_dlpack(result) for result in step())
+        self.check(name, losses, gradient, (), TOLERANCE["peer"])
+        return Call(lambda: (step(), None)[1], lambda: ())  # its results are not JAX's
+
+    # ---- Right? --------------------------------------------------------------------------
+
+    def twin(self, durations: tuple[int, ...]) -> Any:
+        """Compiled once, it answers for float32 and bfloat16, and is one of the rivals."""
+        if durations not in self.twins:
+            step = jax.jit(self.problem.step("twin", durations))
+            self.twins[durations] = step.lower(self.problem.logits).compile()
+        return self.twins[durations]
+
+    def expected(self, durations: tuple[int, ...], bf16: bool) -> tuple[jax.Array, jax.Array]:
+        if (durations, bf16) not in self.answers:
+            logits = self.bf16.logits.astype(jnp.float32) if bf16 else self.problem.logits
+            (_, losses), gradient = self.twin(durations)(logits)
+            self.answers[durations, bf16] = losses, gradient
+        return self.answers[durations, bf16]
+
+    def check(self, name, losses, gradient, durations, tolerance) -> None:
+        bf16 = gradient.dtype == jnp.bfloat16
+        expected_losses, expected = self.expected(durations, bf16)
+        apart = jnp.max(jnp.abs(gradient.astype(jnp.float32) - expected)) * self.shape[0]
+        relative = jnp.max(jnp.abs(losses / expected_losses - 1))
+        self.judge(name, float(jnp.maximum(apart, relative)), tolerance)
+
+    def judge(self, name: str, error: float, tolerance: float) -> None:
+        self.errors[name] = error
+        if not error <= tolerance:  # NaN is wrong as well
+            raise ArithmeticError(f"off by {error:.1e}")
+
+    # ---- Run -----------------------------------------------------------------------------
+
+    def run(self, seconds: float, rounds: tuple[int, int], some: frozenset[str]) -> None:
+        """`some`: the only programs to run, or none to run them all."""
+        self.floors = floor.Floor(self.problem.logits.nbytes)
+        for name, build in self.builders().items():
+            if some and name not in some:
+                continue
+            try:
+                self.calls[name] = build(name)
+            except ImportError as error:
+                self.notes[name] = f"not here: {error}"
+            except ArithmeticError as error:
+                self.notes[name] = f"WRONG: {error}"
+            except Exception as error:  # whatever a peer does is data
+                self.notes[name] = f"fails: {type(error).__name__}: {error}".splitlines()[0]
+            if name in self.notes and not self.notes[name].startswith("not here"):
+                print(f"{self.shape} {name}: {self.notes[name]}", file=sys.stderr, flush=True)
+        self.answers.clear()  # gradients, each as large as the logits
+        interleave(self.calls, seconds, rounds)
+
+    def release(self) -> None:
+        """The arrays: the next shape needs the memory."""
+        self.num_bytes = self.problem.logits.nbytes
+        self.milliseconds = {name: call.milliseconds for name, call in self.calls.items()}
+        del self.calls, self.problem, self.bf16, self.floors, self.twins
+        self.__dict__.pop("operands", None)
+
+    def medians(self) -> dict[str, float]:
+        found = {name: float(np.median(ms)) for name, ms in self.milliseconds.items()}
+        if {"ours, with h @ W", "h @ W alone"} <= found.keys():
+            found["ours, less h @ W"] = found["ours, with h @ W"] - found["h @ W alone"]
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        result = []
+        names = [*self.builders(), *(name for name in self.memory if name not in self.milliseconds)]
+        for name in dict.fromkeys(names):
+            row = dict(zip(FIELDS, self.shape, strict=False)) | {"program": name}
+            if name in self.milliseconds:
+                ms = self.milliseconds[name]
+                row |= {"median_ms": f"{np.median(ms):.4f}", "min_ms": f"{min(ms):.4f}"}
+                row |= {"max_ms": f"{max(ms):.4f}", "samples": len(ms)}
+            if name in self.errors:
+                row["max_error"] = f"{self.errors[name]:.2g}"
+            if name in self.memory:
+                row["rss_growth_over_logits"] = f"{self.memory[name]['growth']:.4f}"
+                row["temp_over_logits"] = f"{self.memory[name]['temp']:.4f}"
+            result.append(row | {"note": self.notes.get(name, "")})
+        return result
+
+
+# ---- What is printed -----------------------------------------------------------------------
+
+
+def number(x: float | None) -> str:
+    if x is None:
+        return "-"
+    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
+
+
+def line(name: str, cells: list[str]) -> str:
+    return f"{name:24}" + "".join(f"{cell:>20}" for cell in cells)
+
+
+def table_of_times(tables: list[Table]) -> list[str]:
+    lines = [
+        line("(B, T, U+1, V)", [",".join(map(str, table.shape)) for table in tables]),
+        line("logits, MiB", [f"{t.num_bytes / 2**20:.1f}" for t in tables]),
+    ]
+    medians = [table.medians() for table in tables]
+    for name in tables[0].builders():
+        cells = []
+        for table, found in zip(tables, medians, strict=True):
+            if name in found:
+                ms = table.milliseconds[name]
+                cells.append(f"{number(found[name])} [{number(min(ms))},{number(max(ms))}]")
+            else:
+                cells.append(table.notes.get(name, "-").split(":")[0])
+        lines.append(line(name, cells))
+        if name == "h @ W alone":
+            less = [number(found.get("ours, less h @ W")) for found in medians]
+            lines.append(line("ours, less h @ W", less))
+    return lines
+
+
+def table_of_ratios(tables: list[Table]) -> list[str]:
+    """Of medians; a goal stands beside, for a reader to compare."""
+
+    def cells(ratio: Callable[[Table, dict[str, float]], float | None]) -> list[str]:
+        found = [ratio(table, table.medians()) for table in tables]
+        return ["-" if x is None else f"{x:.2f}" for x in found]
+
+    def over(above: str, *below: str):
+        def ratio(table: Table, ms: dict[str, float]) -> float | None:
+            if above not in ms or any(name not in ms for name in below):
+                return None
+            return ms[above] / sum(ms[name] for name in below)
+
+        return ratio
+
+    def over_floor(above: str, *below: str):
+        big = over(above, *below)
+        return lambda table, ms: big(table, ms) if table.shape[3] >= SMALL_V else None
+
+    def over_peer(table: Table, ms: dict[str, float]) -> float | None:
+        best = [ms[n] for n in ("torchaudio, RNN-T", "warp-transducer, RNN-T") if n in ms]
+        small = table.shape[3] < SMALL_V
+        return ms["ours"] / min(best) if small and best and "ours" in ms else None
+
+    def of_memory(name: str, key: str):
+        return lambda table, _: table.memory.get(name, {}).get(key)
+
+    rows: list[tuple[str, float | None, Any]] = [
+        ("ours / strong", RIVAL_GOAL, over("ours", "strong")),
+        ("the same, RNN-T", RIVAL_GOAL, over("ours, RNN-T", "strong, RNN-T")),
+        ("the same, bfloat16", RIVAL_GOAL, over("ours, bfloat16", "strong, bfloat16")),
+        ("ours / (read + copy)", FLOOR_GOAL, over_floor("ours", "read", "copy")),
+        ("ours, donated / (read + copy)", None, over_floor("ours, donated", "read", "copy")),
+        (
+            "the same, bfloat16",
+            FLOOR_GOAL,
+            over_floor("ours, bfloat16", "read, bfloat16", "copy, bfloat16"),
+        ),
+        ("bfloat16 / float32, ours", None, over("ours, bfloat16", "ours")),
+        ("ours / best peer, small V", PEER_GOAL, over_peer),
+        ("peak growth / logits, ours", MEMORY_GOAL, of_memory("ours", "growth")),
+        ("  strong", None, of_memory("strong", "growth")),
+        ("  autodiff scan", None, of_memory("autodiff scan", "growth")),
+        ("  remat scan", None, of_memory("remat scan", "growth")),
+        ("  our pure JAX", None, of_memory("our pure JAX", "growth")),
+        ("XLA's temporaries / logits, ours", None, of_memory("ours", "temp")),
+        ("  strong", None, of_memory("strong", "temp")),
+    ]
+    lines = [f"{'':34}{'goal':>8}" + "".join(f"{','.join(map(str, t.shape)):>16}" for t in tables)]
+    for name, goal, ratio in rows:
+        text = "" if goal is None else f"{goal:.2f}"
+        lines.append(f"{name:34}{text:>8}" + "".join(f"{cell:>16}" for cell in cells(ratio)))
+    return lines
+
+
+def machine() -> list[str]:
+    """What a reader needs to place the numbers."""
+    try:
+        info = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        info = []
+    facts = dict(reversed([[x.strip() for x in row.split(":", 1)] for row in info if ":" in row]))
+    wanted = ("f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_bf16", "asimd", "bf16")
+    has = set((facts.get("flags") or facts.get("Features") or "").split())
+    flags = [flag for flag in wanted if flag in has]
+
+    def version(package: str) -> str:
+        try:
+            return f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            return f"{package} not here"
+
+    here = pathlib.Path(__file__).parent
+    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    compiler = subprocess.run(
+        [os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True
+    ).stdout.splitlines()[0]
+    packages = ("jax", "jaxlib", "numpy", "torch", "torchaudio")
+    return [
+        f"{datetime.date.today()}, commit {commit}",
+        f"{facts.get('model name', platform.machine())}, {floor.num_threads()} cores "
+        f"({' '.join(flags)}), load {os.getloadavg()[0]:.1f} at the start",
+        f"Python {platform.python_version()}, {', '.join(map(version, packages))}, {compiler}",
+    ]
+
+
+# ---- All of it -----------------------------------------------------------------------------
+
+
+def measure_memory(tables: list[Table], quick: bool) -> None:
+    """Each in a process of its own; those that are no goal on one shape alone."""
+    large = [table for table in tables if table.num_bytes >= MEMORY_FROM]
+    for i, table in enumerate(large):
+        which = {"ours": "ours", "strong": "strong"}
+        if i == 0 and not quick:
+            which |= {"autodiff scan": "autodiff", "remat scan": "remat", "our pure JAX": "twin"}
+        for name, key in which.items():
+            try:
+                table.memory[name] = memory.measure(table.shape, key)
+            except subprocess.CalledProcessError as error:
+                print(f"memory of {name}: {error}", file=sys.stderr)
+
+
+def main() -> None:
+    results = pathlib.Path(__file__).with_name("results")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a minute: does everything run?")
+    parser.add_argument("--out", type=pathlib.Path, default=results)
+    parser.add_argument("--seconds", type=float, help="of rounds, a shape")
+    arguments = parser.parse_args()
+    quick, out = arguments.quick, arguments.out
+    seconds = arguments.seconds or (1.5 if quick else 20.0)
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    text: list[str] = []
+
+    def say(*lines: str) -> None:
+        print(*lines, sep="\n", flush=True)
+        text.extend(lines)
+
+    say("$ python benchmarks/cpu.py" + " --quick" * quick, *machine(), "")
+    tables = []
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        tables.append(Table(shape))
+        some = QUICK_PROGRAMS if quick and len(tables) > 1 else frozenset()
+        tables[-1].run(seconds, (3, 5 if quick else 25), some)
+        tables[-1].release()
+        print(f"{shape}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    say("value_and_grad, ms: median [min,max] of interleaved rounds. Durations 2, 4, 8, float32,")
+    say("logits that stay the caller's, if nothing else is said.", "")
+    say(*table_of_times(tables), "")
+    measure_memory(tables, quick)
+    say("Ratios of these medians, and memory", "", *table_of_ratios(tables), "")
+    say("Growth: of the resident set of a fresh process to its peak, gradient (1.00) included.")
+    say(f"Where the logits are below {MEMORY_FROM >> 20} MiB it tells of other things.", "")
+    if not quick:
+        errors = "   ".join(f"{name}: {error:.1e}" for name, error in precision.measure().items())
+        say(f"Largest error of a float32 gradient against float64 at {precision.SHAPE},")
+        say(f"goal {PRECISION_GOAL:.0e}:   {errors}", "")
+    with open(out / "cpu.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(row for table in tables for row in table.rows())
+        rows, lines = decoding.run(quick)
+        writer.writerows(rows)
+    say(*lines, "")
+    say(*scaling.run(quick, out), "")
+    say(f"{time.monotonic() - start:.0f} s in all")
+    (out / "cpu.txt").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()

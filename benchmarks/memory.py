@@ -1,0 +1,68 @@
+"""The peak of memory of one program, in a fresh process.
+
+    python benchmarks/memory.py --shape 4,200,41,1024 --which ours    prints JSON
+
+The growth is that of the resident set from before the first call, when the logits are there and the
+program is compiled, to its peak: temporaries and the gradient (1.00 of it). XLA's own count of the
+temporaries is beside it.
+"""
+
+import argparse
+import ctypes
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from programs import BIG_BLANKS, LOSSES, Shape
+
+
+def measure(shape: Shape, which: str) -> dict[str, float]:
+    """Runs this file."""
+    command = [sys.executable, __file__, "--shape", ",".join(map(str, shape)), "--which", which]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(result.stdout)
+
+
+def _resident(key: str) -> int:
+    """VmRSS, now, or VmHWM, its peak: in bytes."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) << 10
+    raise KeyError(key)
+
+
+def _start() -> int:
+    # What making the logits and compiling left free would otherwise be taken again, unseen ...
+    ctypes.CDLL(None).malloc_trim(0)
+    # ... and their peak would hide ours.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def main() -> None:
+    import jax
+
+    from programs import make_problem
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    numbers: Any = lambda text: tuple(map(int, text.split(",")))  # noqa: E731
+    parser.add_argument("--shape", type=numbers, required=True)
+    parser.add_argument("--which", choices=list(LOSSES), required=True)
+    arguments = parser.parse_args()
+    small = make_problem((1, 4, 3, 16))  # starts threads, loads libraries
+    jax.block_until_ready(jax.jit(small.step(arguments.which, BIG_BLANKS))(small.logits))
+    problem = make_problem(arguments.shape)
+    logits = jax.block_until_ready(problem.logits)
+    program = jax.jit(problem.step(arguments.which, BIG_BLANKS)).lower(logits).compile()
+    before = _start()
+    results = jax.block_until_ready(program(logits))
+    growth = _resident("VmHWM") - before
+    del results
+    temporary = program.memory_analysis().temp_size_in_bytes
+    print(json.dumps({"growth": growth / logits.nbytes, "temp": temporary / logits.nbytes}))
+
+
+if __name__ == "__main__":
+    main()
