@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
 #endif
@@ -10,28 +11,22 @@
 namespace mbrnnt::cpu {
 namespace {
 
-// The classes that a node's arcs read, each once, with the weighed posteriors of
-// all the arcs that read it (a label may equal a blank).
+// The classes that a node's arcs read, with the arcs' weighed posteriors.
 template <typename T>
 struct ReadClasses {
   int size = 0;
   int64_t classes[kMaxArcs];
-  T own[kMaxArcs];
+  T posteriors[kMaxArcs];
 
-  void Add(int64_t v, T posterior) {
-    for (int i = 0; i < size; ++i) {
-      if (classes[i] == v) {
-        own[i] += posterior;
-        return;
-      }
-    }
-    classes[size] = v;
-    own[size++] = posterior;
+  // Of all arcs that read the class of the i-th one: a label may equal a blank.
+  T Own(int i) const {
+    T own = 0;
+    for (int j = 0; j < size; ++j) own += classes[j] == classes[i] ? posteriors[j] : T(0);
+    return own;
   }
 };
 
-// One node. `gradients` may be `logits`: the few logits that arcs read are looked
-// at before the row is overwritten.
+// One node. `gradients` may be `logits`.
 template <typename L>
 void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t node,
               const int32_t* labels, int64_t u, int64_t num_labels, Real<L> cotangent) {
@@ -49,7 +44,9 @@ void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t
     visited |= posterior != T(0);
     const int64_t v = s.arc_classes.ClassAt(a, labels, u, num_labels, s.num_classes);
     // An arc without a class is not there; its posterior is 0, or NaN like the others.
-    if (v >= 0) read.Add(v, posterior);
+    if (v < 0) continue;
+    read.classes[read.size] = v;
+    read.posteriors[read.size++] = posterior;
   }
   if (!visited) {  // no path comes through: nothing to read
     std::fill_n(gradients, s.num_classes, FromReal<L>(T(0)));
@@ -57,15 +54,24 @@ void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t
   }
 
   const T log_normalizer = s.log_normalizers[node];
-  T probability[kMaxArcs];
+  if constexpr (std::is_same_v<L, T>) {
+    if (s.rule.clamp == T(0)) {  // the gradient is a sum, whose parts may come one by one
+      loops.gradient(logits, s.num_classes, log_normalizer, occupancy, s.rule, cotangent,
+                     gradients);
+      for (int i = 0; i < read.size; ++i) {
+        gradients[read.classes[i]] -= read.posteriors[i] * cotangent;
+      }
+      return;
+    }
+  }
+  // The few logits that arcs read are looked at before the row is overwritten.
+  T of_classes[kMaxArcs];
   for (int i = 0; i < read.size; ++i) {
-    probability[i] = Exp(ToReal(logits[read.classes[i]]) - log_normalizer);
+    const T probability = Exp(ToReal(logits[read.classes[i]]) - log_normalizer);
+    of_classes[i] = s.rule.LogitGradient(probability, occupancy, read.Own(i), cotangent);
   }
   loops.gradient(logits, s.num_classes, log_normalizer, occupancy, s.rule, cotangent, gradients);
-  for (int i = 0; i < read.size; ++i) {
-    gradients[read.classes[i]] =
-        FromReal<L>(s.rule.LogitGradient(probability[i], occupancy, read.own[i], cotangent));
-  }
+  for (int i = 0; i < read.size; ++i) gradients[read.classes[i]] = FromReal<L>(of_classes[i]);
 }
 
 // A fresh buffer of the logits' size costs more in page faults than in arithmetic;

@@ -97,17 +97,26 @@ template <typename V>
 MBRNNT_HD V Maximum(V a, V b) {  // b's NaN is dropped
   return b > a ? b : a;
 }
-template <typename V, typename T = std::decay_t<decltype(V{}[0])>>
-MBRNNT_HD T MaximumOf(V v) {
-  T maximum = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) maximum = v[i] > maximum ? v[i] : maximum;
-  return maximum;
+// One number of all elements of a vector: its halves are combined, and theirs.
+template <typename V, typename Combine>
+MBRNNT_HD auto Fold(V v, const Combine& combine) {
+  using T = std::decay_t<decltype(v[0])>;
+  constexpr int kHalf = sizeof(V) / sizeof(T) / 2;
+  if constexpr (kHalf == 1) {
+    return combine(T{v[0]}, T{v[1]});
+  } else {
+    typename VectorOf<T, kHalf>::type halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    return Fold(combine(halves[0], halves[1]), combine);
+  }
 }
-template <typename V, typename T = std::decay_t<decltype(V{}[0])>>
-MBRNNT_HD T SumOf(V v) {
-  T sum = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
+template <typename V>
+MBRNNT_HD auto MaximumOf(V v) {
+  return Fold(v, [](auto a, auto b) { return Maximum(a, b); });
+}
+template <typename V>
+MBRNNT_HD auto SumOf(V v) {
+  return Fold(v, [](auto a, auto b) { return a + b; });
 }
 
 }  // namespace cpu::MBRNNT_ISA

@@ -242,8 +242,7 @@ def _log_likelihoods(
         for i, (_, arc) in enumerate(present):
             tail = recent[arc.duration + arc.emits - 1]
             if arc.emits:
-                one_right = [(0, 0)] * (tail.ndim - 1) + [(1, 0)]
-                tail = jnp.pad(tail[..., :-1], one_right, constant_values=-jnp.inf)
+                tail = jnp.concatenate([jnp.full_like(tail[..., :1], -jnp.inf), tail[..., :-1]], -1)
             terms.append(tail + weights_n[i])
         alphas = _log_sum(jnp.stack(terms))
 
