@@ -48,9 +48,10 @@ QUICK_PROGRAMS = frozenset({"read", "copy", "exponential", "ours", "strong"})  #
 SMALL_V = 128  # below, the lattice counts, and the goal is a peer's time instead of the floor's
 MEMORY_FROM = 16 << 20  # bytes of logits; below, the resident set tells of other things
 HIDDEN = 16  # of the product in front: narrow, so that the loss is not lost beside it
-# Absolute, on the gradient of one utterance's loss; a peer's arithmetic may be coarser.
-TOLERANCE = {"f32": 1e-4, "bf16": 1e-2, "peer": 2e-2}
-# Of issue 4, to be read beside the ratios: nothing here asserts a time.
+# Absolute, on the gradient of one utterance's loss; a peer's arithmetic may be coarser, and
+# logarithms in float32 lose digits over a thousand frames.
+TOLERANCE = {"f32": 1e-4, "log-domain": 1e-3, "bf16": 1e-2, "peer": 2e-2}
+# To be read beside the ratios: nothing here asserts a time.
 FLOOR_GOAL, RIVAL_GOAL, PEER_GOAL, MEMORY_GOAL = 1.5, 0.5, 1 / 3, 1.05
 PRECISION_GOAL = 1e-4
 FIELDS = ["B", "T", "U+1", "V", "program", "median_ms", "min_ms", "max_ms", "samples"]
@@ -116,7 +117,8 @@ class Table:
         program = jax.jit(problem.step(which, durations))
         program = program.lower(problem.logits).compile()
         (_, losses), gradient = program(problem.logits)
-        self.check(name, losses, gradient, durations, TOLERANCE[dtype])
+        precise = dtype != "f32" or which == "ours"
+        self.check(name, losses, gradient, durations, TOLERANCE[dtype if precise else "log-domain"])
         return Call(program, lambda: (problem.logits,))
 
     def build_donated(self, name: str) -> Call:
