@@ -34,9 +34,12 @@ class Utterances(NamedTuple):
         On a mesh in explicit mode the lengths become sharded as `nodes` is, if they are not:
         those that were filled in could not know.
         """
-        labels, *lengths = (None if x is None else _as_int32(x) for x in self)
         of_each = jnp.zeros_like(jnp.sum(nodes, axis=(-3, -2, -1)), dtype=jnp.int32)
-        return Utterances(labels, *(x + of_each for x in lengths))
+        return Utterances(
+            None if self.labels is None else _as_int32(self.labels),
+            _as_int32(self.logit_lengths) + of_each,
+            _as_int32(self.label_lengths) + of_each,
+        )
 
 
 def _as_int32(x: jax.Array) -> jax.Array:

@@ -277,21 +277,20 @@ _logit_gradients = _stage(
 # ---- forward mode ----------------------------------------------------------------------
 
 
-def _identity(name: str, lowering: Callable[..., Any], batch: Callable[..., Any]) -> Primitive:
+def _identity(name: str, lowering: Callable[..., Any]) -> Primitive:
     primitive = Primitive(f"mbrnnt_{name}")
     primitive.def_abstract_eval(lambda x: x)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     mlir.register_lowering(primitive, lowering)
-    batching.primitive_batchers[primitive] = batch
     return primitive
 
 
 # The operand of a `custom_vjp`. JAX's own error about forward mode does not say what to do
 # instead; this one does. Reverse mode transposes the tangent: it never computes or batches it.
-_operand = _identity(
-    "operand", lambda _, x: [x], lambda operands, dims: (_operand.bind(*operands), dims[0])
-)
-_tangent = _identity("tangent", _no_derivative, _no_derivative)
+_operand = _identity("operand", lambda _, x: [x])
+_tangent = _identity("tangent", _no_derivative)
+batching.primitive_batchers[_operand] = lambda x, dims: (_operand.bind(*x), dims[0])
+batching.primitive_batchers[_tangent] = _no_derivative
 ad.primitive_jvps[_operand] = lambda primals, tangents: (
     _operand.bind(*primals),
     tangents[0] if isinstance(tangents[0], ad.Zero) else _tangent.bind(*tangents),

@@ -13,8 +13,8 @@ namespace mbrnnt {
 
 template <typename T>
 struct Exponential {
-  // Within 1.2e-7 of the value (tests/native/exp_test.cc tries every float); 0 below -87.3 (where float32 turns denormal),
-  // so exp(-inf) is 0; NaN stays NaN.
+  // Within 1.2e-7 of the value (tests/native/exp_test.cc tries every float); 0 below
+  // -87.3 (where float32 turns denormal), so exp(-inf) is 0; NaN stays NaN.
   static MBRNNT_HD T Of(T x) {
     using Bits = typename NumberTraits<T>::Bits;
     constexpr float kLeast = -87.3f, kRound = NumberTraits<T>::kRound;
