@@ -161,7 +161,7 @@ class Options:
 
     @property
     def arcs(self) -> tuple[Arc, ...]:
-        """The label arc, the standard blank, then the big blanks: see `multiblank_arcs`."""
+        """The label arc, the standard blank, then the big blanks, as `multiblank_arcs` has them."""
         return multiblank_arcs(self.big_blank_durations)
 
     def arc_classes(self, num_classes: int) -> tuple[int, ...]:
