@@ -34,6 +34,27 @@ CORE_RANK = 3  # of every stage's first operand: T, U+1 and one more axis
 # ---- types --------------------------------------------------------------------------------
 
 
+def _batch_spec(operand: Aval, num_batch: int) -> tuple[Any, ...]:
+    """What the batch dims are explicitly sharded over; None for each that is not."""
+    spec = tuple(operand.sharding.spec) + (None,) * len(operand.shape)
+    return spec[:num_batch]
+
+
+def _check_batch_shardings(first: Aval, *others: Aval) -> None:
+    """Utterances that are spread over devices need their nodes spread likewise."""
+    num_batch = len(first.shape) - CORE_RANK
+    expected = _batch_spec(first, num_batch)
+    for other in others:
+        got = _batch_spec(other, num_batch)
+        if any(
+            there is None and here is not None for there, here in zip(expected, got, strict=True)
+        ):
+            raise TypeError(
+                f"jax_mbrnnt: expected operands sharded over the batch as {first} is, or not at "
+                f"all, got {other}; reshard the former first (jax.sharding.reshard)"
+            )
+
+
 def _result(operand: Aval, core_shape: Sequence[int], dtype: Any) -> Aval:
     """The type of a result with the operand's batch dims: shape, sharding, varying axes."""
     num_batch = len(operand.shape) - CORE_RANK
@@ -163,7 +184,12 @@ def _stage(
     """Makes a stage's primitive and returns the function that binds it."""
     primitive = Primitive(f"mbrnnt_{name}")
     primitive.multiple_results = True
-    primitive.def_abstract_eval(result_avals)
+
+    def abstract_eval(*avals: Aval, **params: Any) -> Sequence[Aval]:
+        _check_batch_shardings(*avals)
+        return result_avals(*avals, **params)
+
+    primitive.def_abstract_eval(abstract_eval)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
 
     mlir.register_lowering(primitive, _twin_lowering(twin, "this platform"))

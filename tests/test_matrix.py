@@ -344,18 +344,7 @@ def test_gradients_on_many_devices(way: Callable[..., Program]) -> None:
 
 
 @pytest.mark.parametrize(
-    "way",
-    [
-        by_shard_map,
-        by_grad_inside_shard_map,
-        pytest.param(
-            by_partial_shard_map,
-            marks=pytest.mark.xfail(
-                not SHARDY, run=False, reason="older JAX's GSPMD aborts: IsManualSubgroup"
-            ),
-        ),
-        by_pmap,
-    ],
+    "way", [by_shard_map, by_grad_inside_shard_map, by_partial_shard_map, by_pmap]
 )
 def test_gradients_of_the_twin_on_many_devices(way: Callable[..., Program]) -> None:
     program = way("value_and_grad", loss_by("xla"))
@@ -475,6 +464,14 @@ def test_replicated_labels_on_an_explicit_mesh() -> None:
         assert collectives(text) == {}
         results = jax.tree.map(np.asarray, cost_and_grad()(*operands))
     assert_costs_and_gradients(results, case)
+
+
+def test_replicated_logits_with_sharded_labels_on_an_explicit_mesh() -> None:
+    case = batch()[1]
+    with explicit(data=DEVICES) as mesh:
+        operands = place(case.logits, mesh=mesh), *place(tuple(case[1:]), "data", mesh=mesh)
+        with pytest.raises(TypeError, match=r"sharded over the batch as .* reshard"):
+            jax.jit(cost_and_grad())(*operands)
 
 
 def test_replicated_logits_with_sharded_labels() -> None:
