@@ -68,47 +68,36 @@ __device__ __forceinline__ Real<L> RowLogNormalizer(const L* logits, int num_cla
   return LogNormalizer(Shift(row.maximum), group.Sum(row.sum));
 }
 
-// A block goes over the columns of one frame, a group of lanes takes a column.
 template <typename L, int kLanes>
 __global__ void __launch_bounds__(256, 2) ArcLogProbsKernel(const ArcLogProbsStage<L> s) {
   using T = Real<L>;
   const auto group = LaneGroup<kLanes>::OfThisThread();
   const int num_classes = static_cast<int>(s.num_classes), num_arcs = s.arc_classes.size;
-  const int64_t columns = s.batch.columns;
-  const int64_t rows = s.batch.size * s.batch.max_frames;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
-    const Extent extent = s.batch.ExtentOf(b);
-    const int32_t* labels = s.batch.LabelsOf(s.labels, b);
-    for (int64_t u = threadIdx.x / kLanes; u < columns; u += blockDim.x / kLanes) {
-      const int64_t node = row * columns + u;
-      T* arc_log_probs = s.arc_log_probs + node * num_arcs;
-      if (!extent.Contains(t, u)) {
-        for (int a = group.lane; a < num_arcs; a += kLanes) arc_log_probs[a] = -T(INFINITY);
-        if (group.lane == 0) s.log_normalizers[node] = T(INFINITY);
-        continue;
-      }
-      const L* logits = s.logits + node * s.num_classes;
-      const T normalizer = RowLogNormalizer(logits, num_classes, group);
+  ForEachNode<kLanes>(s.batch, [&](const NodePlace& at) {
+    T* arc_log_probs = s.arc_log_probs + at.node * num_arcs;
+    T normalizer = T(INFINITY);
+    if (at.IsInside()) {
+      const L* logits = s.logits + at.node * s.num_classes;
+      const int32_t* labels = s.batch.LabelsOf(s.labels, at.b);
+      normalizer = RowLogNormalizer(logits, num_classes, group);
       for (int a = group.lane; a < num_arcs; a += kLanes) {
-        const int64_t v = s.arc_classes.ClassAt(a, labels, u, extent.labels, s.num_classes);
+        const int64_t v = s.arc_classes.ClassAt(a, labels, at.u, at.extent.labels, s.num_classes);
         arc_log_probs[a] = ArcLogProb(logits, v, normalizer, s.sigma);
       }
-      if (group.lane == 0) s.log_normalizers[node] = normalizer;
+    } else {
+      for (int a = group.lane; a < num_arcs; a += kLanes) arc_log_probs[a] = -T(INFINITY);
     }
-  }
+    if (group.lane == 0) s.log_normalizers[at.node] = normalizer;
+  });
 }
 
 }  // namespace
 
 template <typename L>
 Status ComputeArcLogProbs(const ArcLogProbsStage<L>& stage, cudaStream_t stream) {
-  if (stage.num_classes * int64_t{sizeof(L)} <= kShortRowBytes) {
-    return Launch("ArcLogProbsKernel", ArcLogProbsKernel<L, kFewLanes>,
-                  FrameGrid<kFewLanes>(stage.batch), stream, stage);
-  }
-  return Launch("ArcLogProbsKernel", ArcLogProbsKernel<L, kWarp>, FrameGrid<kWarp>(stage.batch),
-                stream, stage);
+  return LaunchOverRows("ArcLogProbsKernel", ArcLogProbsKernel<L, kFewLanes>,
+                        ArcLogProbsKernel<L, kWarp>, stage, stage.num_classes * int64_t{sizeof(L)},
+                        stream);
 }
 
 template Status ComputeArcLogProbs(const ArcLogProbsStage<float>&, cudaStream_t);

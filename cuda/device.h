@@ -102,6 +102,30 @@ struct LaneGroup {
   __device__ __forceinline__ void Sync() const { __syncwarp(mask); }
 };
 
+// ---- walking over the nodes of a batch ------------------------------------------
+
+// The node that a group of lanes works on.
+struct NodePlace {
+  int64_t b, t, u;
+  int64_t node;  // its number in the whole batch
+  Extent extent;
+
+  __device__ __forceinline__ bool IsInside() const { return extent.Contains(t, u); }
+};
+
+// A block goes over the columns of one frame, a group of lanes takes a column.
+template <int kLanes, typename Body>
+__device__ __forceinline__ void ForEachNode(const Batch& batch, const Body& body) {
+  const int64_t rows = batch.size * batch.max_frames;
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const int64_t b = row / batch.max_frames, t = row % batch.max_frames;
+    const Extent extent = batch.ExtentOf(b);
+    for (int64_t u = threadIdx.x / kLanes; u < batch.columns; u += blockDim.x / kLanes) {
+      body(NodePlace{b, t, u, row * batch.columns + u, extent});
+    }
+  }
+}
+
 // ---- launching ---------------------------------------------------------------
 
 struct Grid {
@@ -135,14 +159,23 @@ inline unsigned BlocksFor(int64_t n) {
   return static_cast<unsigned>(n < kMost ? n : kMost);
 }
 
-// Blocks of a batch's frames: a block goes over the columns of one frame, `kLanes`
-// lanes to a column.
+// For ForEachNode.
 template <int kLanes>
 Grid FrameGrid(const Batch& batch) {
   constexpr int kThreads = 256;
   int threads = kWarp;
   while (threads < kThreads && threads < batch.columns * kLanes) threads *= 2;
   return {dim3(BlocksFor(batch.size * batch.max_frames)), threads};
+}
+
+// One of two builds of a kernel over rows of logits: for short ones and for others.
+template <typename Stage>
+Status LaunchOverRows(const char* name, void (*few_lanes)(Stage), void (*whole_warps)(Stage),
+                      const Stage& stage, int64_t row_bytes, cudaStream_t stream) {
+  if (row_bytes <= kShortRowBytes) {
+    return Launch(name, few_lanes, FrameGrid<kFewLanes>(stage.batch), stream, stage);
+  }
+  return Launch(name, whole_warps, FrameGrid<kWarp>(stage.batch), stream, stage);
 }
 
 }  // namespace mbrnnt::cuda

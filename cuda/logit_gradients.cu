@@ -132,40 +132,28 @@ __device__ __forceinline__ void WriteRow(const LogitGradientsStage<L>& s, int64_
   }
 }
 
-// A block goes over the columns of one frame, a group of lanes takes a column.
 template <typename L, int kLanes>
 __global__ void __launch_bounds__(256, 2) LogitGradientsKernel(const LogitGradientsStage<L> s) {
   using T = Real<L>;
   const auto group = LaneGroup<kLanes>::OfThisThread();
-  const int64_t columns = s.batch.columns;
-  const int64_t rows = s.batch.size * s.batch.max_frames;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
-    const Extent extent = s.batch.ExtentOf(b);
-    const int32_t* labels = s.batch.LabelsOf(s.labels, b);
-    for (int64_t u = threadIdx.x / kLanes; u < columns; u += blockDim.x / kLanes) {
-      const int64_t node = row * columns + u;
-      if (extent.Contains(t, u)) {
-        WriteRow(s, node, labels, u, extent.labels, s.cotangents[b], group);
-      } else {
-        const T padding = extent.valid ? T(0) : T(NAN);
-        FillRow(s.logit_gradients + node * s.num_classes, static_cast<int>(s.num_classes), padding,
-                group);
-      }
+  ForEachNode<kLanes>(s.batch, [&](const NodePlace& at) {
+    if (at.IsInside()) {
+      WriteRow(s, at.node, s.batch.LabelsOf(s.labels, at.b), at.u, at.extent.labels,
+               s.cotangents[at.b], group);
+    } else {
+      FillRow(s.logit_gradients + at.node * s.num_classes, static_cast<int>(s.num_classes),
+              at.extent.valid ? T(0) : T(NAN), group);
     }
-  }
+  });
 }
 
 }  // namespace
 
 template <typename L>
 Status ComputeLogitGradients(const LogitGradientsStage<L>& stage, cudaStream_t stream) {
-  if (stage.num_classes * int64_t{sizeof(L)} <= kShortRowBytes) {
-    return Launch("LogitGradientsKernel", LogitGradientsKernel<L, kFewLanes>,
-                  FrameGrid<kFewLanes>(stage.batch), stream, stage);
-  }
-  return Launch("LogitGradientsKernel", LogitGradientsKernel<L, kWarp>,
-                FrameGrid<kWarp>(stage.batch), stream, stage);
+  return LaunchOverRows("LogitGradientsKernel", LogitGradientsKernel<L, kFewLanes>,
+                        LogitGradientsKernel<L, kWarp>, stage,
+                        stage.num_classes * int64_t{sizeof(L)}, stream);
 }
 
 template Status ComputeLogitGradients(const LogitGradientsStage<float>&, cudaStream_t);
