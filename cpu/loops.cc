@@ -33,11 +33,12 @@ struct LastVector {
       numbers = Load(padded);
     }
   }
-  // `numbers`, with `filler` in place of all but the last `count`.
+  // `numbers`, with `filler` in place of all but the last `count` of a row's.
   MBRNNT_HD Vec<T> Last(int64_t count, T filler) const {
+    if (size < kSize) return numbers;  // padded already
     const auto index = Indices<T>();
     const auto first = static_cast<std::decay_t<decltype(index[0])>>(kSize - count);
-    return index >= first ? numbers : Fill(filler);
+    return index >= first ? numbers : Constant<Vec<T>>(filler);
   }
   MBRNNT_HD void Store(Vec<T> gradients, L* row, int64_t num_classes) const {
     if (size == kSize) {
@@ -59,11 +60,10 @@ Real<L> RowLogNormalizer(const L* logits, int64_t num_classes) {
   const int64_t blocks_end = num_classes - num_classes % kBlock;
   const int64_t end = num_classes - num_classes % kSize;
   const LastVector<L> last_vector(logits, num_classes, FromReal<L>(-T(INFINITY)));
-  const V last =
-      num_classes < kSize ? last_vector.numbers : last_vector.Last(num_classes - end, -T(INFINITY));
+  const V last = last_vector.Last(num_classes - end, -T(INFINITY));
 
   V maxima[kUnrolled];
-  for (V& m : maxima) m = Fill(-T(INFINITY));
+  for (V& m : maxima) m = Constant<V>(-T(INFINITY));
   int64_t v = 0;
   for (; v < blocks_end; v += kBlock) {
     for (int i = 0; i < kUnrolled; ++i) {
@@ -89,27 +89,14 @@ Real<L> RowLogNormalizer(const L* logits, int64_t num_classes) {
   return LogNormalizer(shift, SumOf((sums[0] + sums[1]) + (sums[2] + sums[3])));
 }
 
-// One vector's gradient; the law's LogitGradient is of one number.
-template <typename T>
-struct VectorGradient {
-  T log_normalizer, occupancy, cotangent, clamp;
-
-  MBRNNT_HD Vec<T> operator()(Vec<T> logits) const {
-    Vec<T> gradient = Exp(logits - log_normalizer) * occupancy;
-    if (clamp > T(0)) {
-      gradient = gradient > clamp ? Fill(clamp) : gradient;
-      gradient = gradient < -clamp ? Fill(-clamp) : gradient;
-    }
-    return gradient * cotangent;
-  }
-};
-
 template <typename L>
 void RowGradient(const L* logits, int64_t num_classes, Real<L> log_normalizer, Real<L> occupancy,
                  GradientRule<Real<L>> rule, Real<L> cotangent, L* gradients) {
   using T = Real<L>;
   constexpr int64_t kSize = kLanes<T>, kBlock = kUnrolled * kSize;
-  const VectorGradient<T> gradient{log_normalizer, occupancy, cotangent, rule.clamp};
+  const auto gradient = [&](Vec<T> x) {
+    return rule.LogitGradient(Exp(x - log_normalizer), occupancy, Vec<T>{}, cotangent);
+  };
   const int64_t end = num_classes - num_classes % kSize;
   const LastVector<L> last(logits, num_classes, FromReal<L>(T(0)));
   int64_t v = 0;
@@ -171,7 +158,8 @@ void Rescale(int64_t n, ScaledRow<T> numbers) {
 template <typename T>
 void Posteriors(int64_t n, ScaledRow<T> alphas, ScaledRow<T> weights, ScaledRow<T> betas,
                 Scaled<T> likelihood, T* posteriors) {
-  const Scaled<Vec<T>> likelihoods{Fill(likelihood.mantissa), Fill(likelihood.exponent)};
+  const Scaled<Vec<T>> likelihoods{Constant<Vec<T>>(likelihood.mantissa),
+                                   Constant<Vec<T>>(likelihood.exponent)};
   for (int64_t i = 0; i < n; i += kLanes<T>) {
     const Scaled<Vec<T>> arc_betas = Multiply(LoadScaled(weights, i), LoadScaled(betas, i));
     Store(posteriors + i, Posterior(LoadScaled(alphas, i), arc_betas, likelihoods));

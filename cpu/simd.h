@@ -81,10 +81,6 @@ MBRNNT_HD void Store(Float16* to, Vec<float> v) {
 
 // ---- elements ----------------------------------------------------------------
 
-template <typename T>
-MBRNNT_HD Vec<T> Fill(T x) {
-  return x - Vec<T>{};
-}
 // 0, 1, 2 and so on, as integers of T's size.
 template <typename T>
 MBRNNT_HD auto Indices() {
@@ -126,10 +122,12 @@ MBRNNT_HD auto SumOf(V v) {
 template <>
 struct NumberTraits<cpu::MBRNNT_ISA::Vec<float>> : NumberTraits<float> {
   using Bits = cpu::MBRNNT_ISA::Like<uint32_t, float>;
+  static MBRNNT_HD auto All(float x) { return cpu::MBRNNT_ISA::Vec<float>{} + x; }
 };
 template <>
 struct NumberTraits<cpu::MBRNNT_ISA::Vec<double>> : NumberTraits<double> {
   using Bits = cpu::MBRNNT_ISA::Like<uint64_t, double>;
+  static MBRNNT_HD auto All(double x) { return cpu::MBRNNT_ISA::Vec<double>{} + x; }
 };
 template <>
 struct Exponential<cpu::MBRNNT_ISA::Vec<double>> {

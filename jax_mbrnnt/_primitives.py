@@ -34,21 +34,18 @@ CORE_RANK = 3  # of every stage's first operand: T, U+1 and one more axis
 # ---- types --------------------------------------------------------------------------------
 
 
-def _batch_spec(operand: Aval, num_batch: int) -> tuple[Any, ...]:
-    """What the batch dims are explicitly sharded over; None for each that is not."""
-    spec = tuple(operand.sharding.spec) + (None,) * len(operand.shape)
-    return spec[:num_batch]
+def _spec(operand: Aval) -> tuple[Any, ...]:
+    """What each dimension is explicitly sharded over; None for one that is not."""
+    spec = tuple(operand.sharding.spec)
+    return spec + (None,) * (len(operand.shape) - len(spec))
 
 
 def _check_batch_shardings(first: Aval, *others: Aval) -> None:
     """Utterances that are spread over devices need their nodes spread likewise."""
     num_batch = len(first.shape) - CORE_RANK
-    expected = _batch_spec(first, num_batch)
     for other in others:
-        got = _batch_spec(other, num_batch)
-        if any(
-            there is None and here is not None for there, here in zip(expected, got, strict=True)
-        ):
+        pairs = zip(_spec(first)[:num_batch], _spec(other)[:num_batch], strict=True)
+        if any(there is None and here is not None for there, here in pairs):
             raise TypeError(
                 f"jax_mbrnnt: expected operands sharded over the batch as {first} is, or not at "
                 f"all, got {other}; reshard the former first (jax.sharding.reshard)"
@@ -58,8 +55,7 @@ def _check_batch_shardings(first: Aval, *others: Aval) -> None:
 def _result(operand: Aval, core_shape: Sequence[int], dtype: Any) -> Aval:
     """The type of a result with the operand's batch dims: shape, sharding, varying axes."""
     num_batch = len(operand.shape) - CORE_RANK
-    spec = tuple(operand.sharding.spec)
-    spec += (None,) * (len(operand.shape) - len(spec))
+    spec = _spec(operand)
     if any(axis is not None for axis in spec[num_batch:]):
         raise TypeError(
             "jax_mbrnnt: only batch dimensions may be explicitly sharded, got "

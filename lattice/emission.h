@@ -63,11 +63,14 @@ struct GradientRule {
     return is_label ? label_weight * posterior : posterior;
   }
   // probability: softmax of the logit; occupancy: sum of all arcs' weighed
-  // posteriors; own: the part of it whose arcs read this class.
-  MBRNNT_HD T LogitGradient(T probability, T occupancy, T own, T cotangent) const {
-    T gradient = probability * occupancy - own;
+  // posteriors; own: the part of it whose arcs read this class. A Number is a T or a
+  // SIMD register of them.
+  template <typename Number>
+  MBRNNT_HD Number LogitGradient(Number probability, T occupancy, Number own, T cotangent) const {
+    Number gradient = probability * occupancy - own;
     if (clamp > T(0)) {
-      gradient = gradient > clamp ? clamp : (gradient < -clamp ? -clamp : gradient);
+      const Number most = Constant<Number>(clamp), least = Constant<Number>(-clamp);
+      gradient = gradient > most ? most : (gradient < least ? least : gradient);
     }
     return gradient * cotangent;
   }

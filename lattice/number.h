@@ -46,6 +46,7 @@ template <>
 struct NumberTraits<float> {
   using Element = float;
   using Bits = uint32_t;
+  static MBRNNT_HD float All(float x) { return x; }
   static constexpr int kExponentBit = 23, kExponentBias = 127;
   // 1.5 * 2^23: adding it leaves a number's nearest integer in the low bits of the sum.
   static constexpr float kRound = 12582912.0f;
@@ -54,14 +55,15 @@ template <>
 struct NumberTraits<double> {
   using Element = double;
   using Bits = uint64_t;
+  static MBRNNT_HD double All(double x) { return x; }
   static constexpr int kExponentBit = 52, kExponentBias = 1023;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
 };
 
 // The same number in every element.
 template <typename T>
-MBRNNT_HD T Constant(double x) {
-  return T{} + static_cast<typename NumberTraits<T>::Element>(x);
+MBRNNT_HD T Constant(typename NumberTraits<T>::Element x) {
+  return NumberTraits<T>::All(x);
 }
 
 MBRNNT_HD float ToReal(float x) { return x; }

@@ -68,8 +68,10 @@ def take_the_place_of_the_cpu_kernels() -> None:
         stage: jax.ffi.pycapsule(ctypes.c_void_p(library.simt_handler(stage.encode())))
         for stage in STAGES
     }
-    setattr(module, "handlers", lambda: handlers)  # noqa: B010 - unknown to a type checker
-    setattr(module, "scaled_per_node", library.simt_scaled_per_node)  # noqa: B010
-    version = (ctypes.c_int * 2).in_dll(library, "simt_ffi_api_version")
-    setattr(module, "ffi_api_version", tuple(version))  # noqa: B010
+    version = tuple((ctypes.c_int * 2).in_dll(library, "simt_ffi_api_version"))
+    vars(module).update(
+        handlers=lambda: handlers,
+        scaled_per_node=library.simt_scaled_per_node,
+        ffi_api_version=version,
+    )
     sys.modules[module.__name__] = module

@@ -6,54 +6,24 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 #include "cuda/kernels.h"
 #include "cuda/sweep.h"
 #include "tests/native/cases.h"
+#include "tests/native/device_array.h"
 
 namespace {
 
 using namespace mbrnnt;
+using test::ExpectSuccess;
 using test::random_bits;
 using test::RandomInt;
 
-void ExpectSuccess(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
 struct CudaRoom {
-  // Device memory of exactly the size that is asked for.
   template <typename T>
-  class Buffer {
-   public:
-    explicit Buffer(int64_t size) : size_(size) {
-      if (size > 0) ExpectSuccess(cudaMalloc(&data_, Bytes()), "cudaMalloc");
-    }
-    explicit Buffer(const std::vector<T>& host) : Buffer(static_cast<int64_t>(host.size())) {
-      if (size_ == 0) return;
-      ExpectSuccess(cudaMemcpy(data_, host.data(), Bytes(), cudaMemcpyHostToDevice), "to device");
-    }
-    Buffer(const Buffer&) = delete;
-    ~Buffer() { cudaFree(data_); }
-
-    T* data() { return static_cast<T*>(data_); }
-    const T* data() const { return static_cast<const T*>(data_); }
-    std::vector<T> Fetch() const {
-      std::vector<T> host(size_);
-      if (size_ > 0) {
-        ExpectSuccess(cudaMemcpy(host.data(), data_, Bytes(), cudaMemcpyDeviceToHost), "to host");
-      }
-      return host;
-    }
-
-   private:
-    size_t Bytes() const { return size_ * sizeof(T); }
-    int64_t size_;
-    void* data_ = nullptr;
-  };
+  using Buffer = test::DeviceArray<T>;
 
   static void Finish(const cuda::Status& status) {
     ExpectSuccess(status.error, status.kernel);

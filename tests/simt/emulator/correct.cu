@@ -30,7 +30,7 @@ void ExpectLaunch(dim3 grid, dim3 block, size_t dynamic_shared_size,
                   void (*kernel)(int*, Arguments...), Arguments... arguments) {
   DeviceArray<int> broken(std::vector<int>{0});
   Launch(grid, block, dynamic_shared_size, kernel, broken.data(), arguments...);
-  const int line = broken.Values()[0];
+  const int line = broken.Fetch()[0];
   if (line != 0) {
     std::fprintf(stderr, "%s:%d: not so\n", __FILE__, line);
     std::exit(1);
@@ -53,7 +53,7 @@ void CheckVisits() {
       DeviceArray<int> visits(
           std::vector<int>(size_t{grid.x} * grid.y * grid.z * block.x * block.y * block.z));
       Launch(grid, block, 0, CountVisits, visits.data());
-      for (int count : visits.Values()) EXPECT(count == 1);
+      for (int count : visits.Fetch()) EXPECT(count == 1);
     }
   }
 }
@@ -77,7 +77,7 @@ void CheckParameters() {
   DeviceArray<int> broken(std::vector<int>{0});
   // An int for an int64_t: converted as in a call.
   Launch(2, 64, 0, ChangeParameters, broken.data(), -2, parameters, parameters);
-  EXPECT(broken.Values()[0] == 0);
+  EXPECT(broken.Fetch()[0] == 0);
 }
 
 // ---------------------------------------------------------------- Warp collectives
@@ -180,7 +180,7 @@ void CheckSums(int blocks, int threads) {
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<T>(i % 1000);
   DeviceArray<T> on_device(values), sums(static_cast<size_t>(blocks));
   Launch(blocks, threads, threads * sizeof(T), SumBlock<T>, on_device.data(), sums.data());
-  const std::vector<T> got = sums.Values();
+  const std::vector<T> got = sums.Fetch();
   for (int block = 0; block < blocks; ++block) {
     T expected = 0;
     for (int i = 0; i < threads; ++i) expected += values[block * threads + i];
@@ -248,7 +248,7 @@ void CheckVectors(size_t size, size_t alignment) {
   for (size_t i = 0; i < n * sizeof(V); ++i) bytes[i] = static_cast<unsigned char>(i % 113);
   DeviceArray<V> from(values), to(size_t{4} * n);
   Launch(4, 32, 0, CopyVectors<V>, static_cast<const V*>(from.data()), to.data(), n);
-  const std::vector<V> copies = to.Values();
+  const std::vector<V> copies = to.Fetch();
   for (int i = 0; i < 4; ++i) {
     EXPECT(std::memcmp(copies.data() + i * n, values.data(), n * sizeof(V)) == 0);
   }
@@ -331,15 +331,15 @@ void CheckHalves() {
   DeviceArray<float> from(0x40000);
   DeviceArray<unsigned short> to(0x40000);
   Launch(64, 1024, 0, ConvertAll<Half>, to_float.data(), from.data(), to.data());
-  const std::vector<unsigned> floats = to_float.Values();
+  const std::vector<unsigned> floats = to_float.Fetch();
   for (unsigned i = 0; i < 0x10000; ++i) {
     const float expected = mbrnnt::ToReal(Ours{static_cast<uint16_t>(i)});
     const float got = mbrnnt::BitCast<float>(floats[i]);
     EXPECT(std::isnan(expected) ? std::isnan(got)
                                 : floats[i] == mbrnnt::BitCast<uint32_t>(expected));
   }
-  const std::vector<float> samples = from.Values();
-  const std::vector<unsigned short> halves = to.Values();
+  const std::vector<float> samples = from.Fetch();
+  const std::vector<unsigned short> halves = to.Fetch();
   for (size_t i = 0; i < samples.size(); ++i) {
     const unsigned expected =
         std::isnan(samples[i]) ? 0x7fff : mbrnnt::FromReal<Ours>(samples[i]).bits;
@@ -382,7 +382,7 @@ void CheckColumns() {
   DeviceArray<float> on_device(matrix), sums(size_t{columns});
   Launch(1, columns, 3 * columns * sizeof(float), SumColumns,
          static_cast<const float*>(on_device.data()), rows, sums.data());
-  const std::vector<float> got = sums.Values();
+  const std::vector<float> got = sums.Fetch();
   for (int i = 0; i < columns; ++i) {
     float expected = 0;
     for (int row = 0; row < rows; ++row) expected += matrix[row * columns + (i + 1) % columns];
@@ -460,7 +460,7 @@ void CheckHostSide() {
   EXPECT(cudaMemcpyAsync(array.data(), array.data() + 2, 4, cudaMemcpyDeviceToDevice, nullptr) ==
          cudaSuccess);
   EXPECT(cudaStreamSynchronize(nullptr) == cudaSuccess);
-  EXPECT(array.Values() == (std::vector<int>{3, 0, 3, -1}));
+  EXPECT(array.Fetch() == (std::vector<int>{3, 0, 3, -1}));
 }
 
 // Handlers are called from several OS threads at once.

@@ -7,41 +7,10 @@
 #include <cstdlib>
 #include <vector>
 
-#define EXPECT(condition)                                                          \
-  do {                                                                             \
-    if (!(condition)) {                                                            \
-      std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                \
-    }                                                                              \
-  } while (false)
+#include "tests/native/device_array.h"
+#include "tests/native/expect.h"
 
-// An array on the device. Copied there and back whole.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(size_t size) : size_(size) {
-    EXPECT(cudaMalloc(&data_, size * sizeof(T)) == cudaSuccess);
-  }
-  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-    EXPECT(cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice) ==
-           cudaSuccess);
-  }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  ~DeviceArray() { cudaFree(data_); }
-
-  T* data() { return data_; }
-  std::vector<T> Values() const {
-    std::vector<T> values(size_);
-    EXPECT(cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost) ==
-           cudaSuccess);
-    return values;
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t size_;
-};
+using mbrnnt::test::DeviceArray;
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t TryLaunch(dim3 grid, dim3 block, size_t dynamic_shared_size,

@@ -239,7 +239,7 @@ __global__ void RecordOrder(int* order, int* count) {
 void PrintOrder() {
   DeviceArray<int> order(size_t{2 * 64 * 8}), count(std::vector<int>{0});
   Launch(8, 64, 0, RecordOrder, order.data(), count.data());
-  for (int i : order.Values()) std::printf("%d ", i);
+  for (int i : order.Fetch()) std::printf("%d ", i);
 }
 
 struct Program {
@@ -300,7 +300,7 @@ int main(int argc, char** argv) {
     if (std::strcmp(program.name, argv[1]) != 0) continue;
     const size_t threads = size_t{program.block.x} * program.block.y;
     Launch(2, program.block, threads * sizeof(int), program.kernel, result.data());
-    std::printf("%d\n", result.Values()[0]);
+    std::printf("%d\n", result.Fetch()[0]);
     return 0;
   }
   std::vector<int> values(32);
@@ -309,7 +309,7 @@ int main(int argc, char** argv) {
   for (const CopyingProgram& program : kCopyingPrograms) {
     if (std::strcmp(program.name, argv[1]) != 0) continue;
     Launch(2, 32, 0, program.kernel, result.data(), static_cast<const int*>(numbers.data()));
-    std::printf("%d\n", result.Values()[0]);
+    std::printf("%d\n", result.Fetch()[0]);
     return 0;
   }
   if (std::strcmp(argv[1], "order") == 0) return PrintOrder(), 0;
