@@ -16,16 +16,18 @@
 namespace mbrnnt::cpu {
 namespace {
 
-// Rows of Scaled numbers.
+// Rows of Scaled numbers. Before and behind a row's own numbers are Zeros: a loop reads some of
+// them, at nodes that no arc leaves. (Behind they may turn NaN beside a NaN; no arc leads back.)
 template <typename T>
 class ScaledRows {
  public:
   ScaledRows(int64_t rows, int64_t columns)
-      : rows_(rows), width_(columns + kRowPadding), numbers_(2 * rows * width_) {}
+      : rows_(rows), width_(1 + columns + kRowPadding), numbers_(2 * rows * width_) {}
 
-  // They go around: the last few anti-diagonals are kept.
+  int64_t rows() const { return rows_; }
+  // They go around: the last few anti-diagonals are kept. Those before the first are Zero.
   ScaledRow<T> Row(int64_t i) {
-    T* row = numbers_.data() + i % rows_ * 2 * width_;
+    T* row = numbers_.data() + (i + rows_) % rows_ * 2 * width_ + 1;
     return {row, row + width_};
   }
 
@@ -35,7 +37,8 @@ class ScaledRows {
 };
 
 // The log-probabilities of arc a at the n nodes (t, u), (t + dt, u + du) and so on; -inf
-// where there is no such arc. Those that have it are consecutive, whichever way a line goes.
+// where there is no such arc, and in the padding. Those that have it are consecutive,
+// whichever way a line goes.
 template <typename T>
 void ReadArc(const Lattice<T>& lattice, int a, int64_t t, int64_t u, int64_t dt, int64_t du,
              int64_t n, T* log_probs) {
@@ -43,10 +46,10 @@ void ReadArc(const Lattice<T>& lattice, int a, int64_t t, int64_t u, int64_t dt,
   while (begin < end && !lattice.HasArc(t + begin * dt, u + begin * du, a)) ++begin;
   while (begin < end && !lattice.HasArc(t + (end - 1) * dt, u + (end - 1) * du, a)) --end;
   const int64_t num_arcs = lattice.table.size, step = (dt * lattice.columns + du) * num_arcs;
-  const T* first = lattice.arc_log_probs + (t * lattice.columns + u) * num_arcs + a;
+  const int64_t first = (t * lattice.columns + u) * num_arcs + a;  // a node or not
   std::fill(log_probs, log_probs + begin, -T(INFINITY));
-  for (int64_t i = begin; i < end; ++i) log_probs[i] = first[i * step];
-  std::fill(log_probs + end, log_probs + n, -T(INFINITY));
+  for (int64_t i = begin; i < end; ++i) log_probs[i] = lattice.arc_log_probs[first + i * step];
+  std::fill(log_probs + end, log_probs + n + kRowPadding, -T(INFINITY));
 }
 
 template <typename T, bool kForward>
@@ -57,16 +60,14 @@ class Walk {
         loops_(BestLatticeLoops<T>()),
         num_frames_(lattice.extent.frames),
         num_labels_(lattice.extent.labels),
-        log_probs_(lattice.table.size * (num_labels_ + 1 + kRowPadding)),
         numbers_(1, 1) {
     int64_t longest = 0;
     for (int a = 0; a < lattice.table.size; ++a) {
-      const int64_t steps = StepsOf(a);
       if (lattice.table.arcs[a].duration > num_frames_) continue;  // never there
-      longest = std::max(longest, steps);
-      // Forward, an arc's weights wait for as long as it takes to its other end.
-      weights_.push_back({a, steps, ScaledRows<T>(kForward ? steps + 1 : 1, num_labels_ + 1)});
+      arcs_.push_back(a);
+      longest = std::max(longest, StepsOf(a));
     }
+    log_probs_.resize(arcs_.size() * LogProbsWidth());
     numbers_ = ScaledRows<T>(longest + 1, num_labels_ + 1);
   }
 
@@ -75,13 +76,13 @@ class Walk {
     const int64_t last = num_frames_ + num_labels_;
     for (int64_t diagonal = 0; diagonal <= last; ++diagonal) {
       const int64_t begin = Begin(diagonal), end = End(diagonal);
-      ReadWeights(diagonal);
       const ScaledRow<T> row = numbers_.Row(diagonal);
-      std::fill(row.mantissas + begin, row.mantissas + end, T(0));
-      std::fill(row.exponents + begin, row.exponents + end, -T(INFINITY));
-      for (Weights& weights : weights_) AddArc(diagonal, weights, row);
-      loops_.rescale(end - begin, row + begin);
+      Sum(diagonal, begin, end - begin, row + begin);
       if (diagonal == 0) row.mantissas[0] = T(1), row.exponents[0] = T(0);
+      // The row's last user began further left.
+      const int64_t old_begin = Begin(diagonal - numbers_.rows());
+      std::fill(row.mantissas + old_begin, row.mantissas + begin, T(0));
+      std::fill(row.exponents + old_begin, row.exponents + begin, -T(INFINITY));
       for (int64_t j = begin; j < end; ++j) {
         const int64_t t = FrameOf(diagonal - j);
         if (t < num_frames_) nodes(t, ColumnOf(j)) = {row.mantissas[j], row.exponents[j]};
@@ -92,57 +93,38 @@ class Walk {
   }
 
  private:
-  struct Weights {
-    int arc;
-    int64_t steps;  // anti-diagonals between the arc's ends
-    ScaledRows<T> ring;
-  };
-
+  // Anti-diagonals between an arc's ends.
   int64_t StepsOf(int a) const {
     return int64_t{lattice_.table.arcs[a].duration} + lattice_.table.arcs[a].emits;
   }
+  int64_t LogProbsWidth() const { return num_labels_ + 1 + kRowPadding; }
   int64_t FrameOf(int64_t i) const { return kForward ? i : num_frames_ - i; }
   int64_t ColumnOf(int64_t j) const { return kForward ? j : num_labels_ - j; }
   // The columns j of an anti-diagonal whose rows are 0..T.
   int64_t Begin(int64_t diagonal) const { return std::max<int64_t>(0, diagonal - num_frames_); }
   int64_t End(int64_t diagonal) const { return std::min(num_labels_, diagonal) + 1; }
 
-  // The weights of the arcs that leave this anti-diagonal's nodes; Zero where none does.
-  // All are read before any is converted, which waits for what has just been stored.
-  void ReadWeights(int64_t diagonal) {
-    const int64_t begin = Begin(diagonal), size = End(diagonal) - begin;
-    const int64_t t = FrameOf(diagonal - begin), u = ColumnOf(begin);
-    const int64_t du = kForward ? 1 : -1;
-    T* log_probs = log_probs_.data();
-    for (const Weights& weights : weights_) {
-      ReadArc(lattice_, weights.arc, t, u, -du, du, size, log_probs);
-      log_probs += num_labels_ + 1 + kRowPadding;
+  // What the arcs bring to the n nodes from column `begin` on. All log-probabilities are read
+  // before any is used: a wide load waits for the narrow stores before it.
+  void Sum(int64_t diagonal, int64_t begin, int64_t n, ScaledRow<T> sums) {
+    ArcRow<T> rows[kMaxArcs];
+    const int64_t t = FrameOf(diagonal - begin), u = ColumnOf(begin), du = kForward ? 1 : -1;
+    for (size_t k = 0; k < arcs_.size(); ++k) {
+      const Arc arc = lattice_.table.arcs[arcs_[k]];
+      const int64_t back_t = kForward ? arc.duration : 0, back_u = kForward ? arc.emits : 0;
+      T* log_probs = &log_probs_[k * LogProbsWidth()];
+      ReadArc(lattice_, arcs_[k], t - back_t, u - back_u, -du, du, n, log_probs);
+      const int64_t from = diagonal - StepsOf(arcs_[k]);
+      rows[k] = {log_probs, numbers_.Row(from) + (begin - arc.emits)};
     }
-    log_probs = log_probs_.data();
-    for (Weights& weights : weights_) {
-      loops_.from_logs(size, log_probs, weights.ring.Row(diagonal) + begin);
-      log_probs += num_labels_ + 1 + kRowPadding;
-    }
-  }
-
-  // What an arc brings from the anti-diagonal where it comes from.
-  void AddArc(int64_t diagonal, Weights& weights, ScaledRow<T> row) {
-    const int64_t from = diagonal - weights.steps;
-    const int64_t emits = lattice_.table.arcs[weights.arc].emits;
-    if (from < 0) return;
-    const int64_t begin = std::max(Begin(diagonal), Begin(from) + emits);
-    const int64_t end = std::min(End(diagonal), End(from) + emits);
-    if (begin >= end) return;
-    const ScaledRow<T> weight =
-        kForward ? weights.ring.Row(from) + (begin - emits) : weights.ring.Row(diagonal) + begin;
-    loops_.add_products(end - begin, numbers_.Row(from) + (begin - emits), weight, row + begin);
+    if (!arcs_.empty()) loops_.sum_over_arcs(n, static_cast<int>(arcs_.size()), rows, sums);
   }
 
   const Lattice<T>& lattice_;
   const LatticeLoops<T> loops_;
   const int64_t num_frames_, num_labels_;
-  std::vector<T> log_probs_;
-  std::vector<Weights> weights_;
+  std::vector<int> arcs_;
+  std::vector<T> log_probs_;  // a row for each arc
   ScaledRows<T> numbers_;
 };
 
@@ -157,7 +139,9 @@ class PosteriorFrame {
         numbers_(kMaxArcs * width_),
         alphas_(1, columns),
         betas_(1, columns),
-        weights_(1, columns) {}
+        ones_(1, columns) {
+    for (int64_t u = 0; u < columns; ++u) ones_.Row(0).mantissas[u] = T(1);
+  }
 
   void Write(const Lattice<T>& lattice, NodeNumbers<T> alphas, NodeNumbers<T> betas,
              Scaled<T> likelihood, int64_t t, T* posteriors) {
@@ -165,22 +149,20 @@ class PosteriorFrame {
     const int64_t num_arcs = lattice.table.size;
     const int64_t inside = t < extent.frames ? extent.labels + 1 : 0;
     T* row = posteriors + t * lattice.columns * num_arcs;
-    const ScaledRow<T> alpha = alphas_.Row(0), beta = betas_.Row(0), weight = weights_.Row(0);
-    for (int64_t u = 0; u < inside; ++u) Set(alpha, u, alphas(t, u));
+    const ScaledRow<T> alpha = alphas_.Row(0), beta = betas_.Row(0);
     for (int a = 0; a < num_arcs; ++a) {
       ReadArc(lattice, a, t, 0, 0, 1, inside, &numbers_[a * width_]);
     }
+    Read(alphas, t, inside, alpha);
+    int64_t frame = -1;  // whose betas have been read: arcs of one duration share them
     for (int a = 0; a < num_arcs; ++a) {
       const Arc arc = lattice.table.arcs[a];
       const int64_t to_t = t + arc.duration;
-      for (int64_t u = 0; u < inside; ++u) {
-        // To the final node it is One. Where there is no arc its weight is Zero.
-        const int64_t to_u = u + arc.emits;
-        Set(beta, u, extent.Contains(to_t, to_u) ? betas(to_t, to_u) : Scaled<T>::One());
-      }
+      if (to_t < extent.frames && to_t != frame) Read(betas, frame = to_t, inside, beta);
+      // To the final node it is One. Where there is no arc its weight is Zero.
+      const ScaledRow<T> to = to_t < extent.frames ? beta + arc.emits : ones_.Row(0);
       T* numbers = &numbers_[a * width_];
-      loops_.from_logs(inside, numbers, weight);
-      loops_.posteriors(inside, alpha, weight, beta, likelihood, numbers);
+      loops_.posteriors(inside, alpha, numbers, to, likelihood, numbers);
     }
     for (int64_t u = 0; u < inside; ++u) {
       for (int a = 0; a < num_arcs; ++a) row[u * num_arcs + a] = numbers_[a * width_ + u];
@@ -190,15 +172,20 @@ class PosteriorFrame {
   }
 
  private:
-  static void Set(ScaledRow<T> row, int64_t u, Scaled<T> number) {
-    row.mantissas[u] = number.mantissa;
-    row.exponents[u] = number.exponent;
+  // Nothing of another utterance stays behind them.
+  static void Read(NodeNumbers<T> nodes, int64_t t, int64_t n, ScaledRow<T> row) {
+    for (int64_t u = 0; u < n; ++u) {
+      row.mantissas[u] = nodes(t, u).mantissa;
+      row.exponents[u] = nodes(t, u).exponent;
+    }
+    std::fill_n(row.mantissas + n, kRowPadding, T(0));
+    std::fill_n(row.exponents + n, kRowPadding, T(0));
   }
 
   const LatticeLoops<T> loops_;
   const int64_t width_;
   std::vector<T> numbers_;  // log-probabilities, then posteriors, a row for each arc
-  ScaledRows<T> alphas_, betas_, weights_;
+  ScaledRows<T> alphas_, betas_, ones_;
 };
 
 }  // namespace

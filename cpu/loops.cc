@@ -2,6 +2,7 @@
 // called here must be inlined, lest the linker keep one copy for all of them.
 #include "cpu/loops.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/simd.h"
@@ -51,9 +52,20 @@ struct LastVector {
   }
 };
 
+template <typename L>
+MBRNNT_HD void PrefetchPair(const L* logits) {
+  __builtin_prefetch(logits);
+  if (sizeof(L) >= sizeof(float)) __builtin_prefetch(logits + kLanes<Real<L>>);
+}
+
+template <typename T>
+struct SumOfExp {
+  T shift, sum;
+};
+
 // The row is read twice, the second time from the first-level cache.
 template <typename L>
-Real<L> RowLogNormalizer(const L* logits, int64_t num_classes) {
+MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes) {
   using T = Real<L>;
   using V = Vec<T>;
   constexpr int64_t kSize = kLanes<T>, kBlock = kUnrolled * kSize;
@@ -66,8 +78,10 @@ Real<L> RowLogNormalizer(const L* logits, int64_t num_classes) {
   for (V& m : maxima) m = Constant<V>(-T(INFINITY));
   int64_t v = 0;
   for (; v < blocks_end; v += kBlock) {
-    for (int i = 0; i < kUnrolled; ++i) {
-      maxima[i] = Maximum(maxima[i], Load(logits + v + i * kSize));
+    for (int i = 0; i < kUnrolled; i += 2) {
+      const Pair<T> x = LoadPair(logits + v + i * kSize);
+      maxima[i] = Maximum(maxima[i], x.a);
+      maxima[i + 1] = Maximum(maxima[i + 1], x.b);
     }
   }
   for (; v < end; v += kSize) maxima[0] = Maximum(maxima[0], Load(logits + v));
@@ -77,16 +91,37 @@ Real<L> RowLogNormalizer(const L* logits, int64_t num_classes) {
 
   V sums[kUnrolled] = {};
   for (v = 0; v < blocks_end; v += kBlock) {
-    for (int i = 0; i < kUnrolled; ++i) {
+    for (int i = 0; i < kUnrolled; i += 2) {
       // While this row is computed the next one comes: a row is a page long, and the
       // processor's own prefetching stops at a page's end.
-      __builtin_prefetch(logits + num_classes + v + i * kSize);
-      sums[i] += Exp(Load(logits + v + i * kSize) - shift);
+      PrefetchPair(logits + num_classes + v + i * kSize);
+      const Pair<T> x = LoadPair(logits + v + i * kSize);
+      sums[i] += Exp(x.a - shift);
+      sums[i + 1] += Exp(x.b - shift);
     }
   }
   for (; v < end; v += kSize) sums[0] += Exp(Load(logits + v) - shift);
   sums[1] += Exp(last - shift);
-  return LogNormalizer(shift, SumOf((sums[0] + sums[1]) + (sums[2] + sums[3])));
+  return {shift, SumOf((sums[0] + sums[1]) + (sums[2] + sums[3]))};
+}
+
+// One logarithm for a register of rows: where V is small it costs as much as the rest.
+template <typename L>
+void LogNormalizers(const L* logits, int64_t num_rows, int64_t num_classes,
+                    Real<L>* log_normalizers) {
+  using T = Real<L>;
+  for (int64_t row = 0; row < num_rows; row += kLanes<T>) {
+    const int size = static_cast<int>(std::min<int64_t>(kLanes<T>, num_rows - row));
+    T shifts[kLanes<T>] = {}, sums[kLanes<T>] = {};
+    for (int i = 0; i < size; ++i) {
+      const SumOfExp<T> of_row = RowSumOfExp(logits + (row + i) * num_classes, num_classes);
+      shifts[i] = of_row.shift;
+      sums[i] = of_row.sum;
+    }
+    T results[kLanes<T>];
+    Store(results, LogNormalizer(Load(shifts), Load(sums)));
+    std::copy(results, results + size, log_normalizers + row);
+  }
 }
 
 template <typename L>
@@ -101,11 +136,11 @@ void RowGradient(const L* logits, int64_t num_classes, Real<L> log_normalizer, R
   const LastVector<L> last(logits, num_classes, FromReal<L>(T(0)));
   int64_t v = 0;
   for (; v + kBlock <= end; v += kBlock) {
-    Vec<T> block[kUnrolled];  // loaded before any is stored: the compiler knows no two rows
-    for (int i = 0; i < kUnrolled; ++i) block[i] = Load(logits + v + i * kSize);
-    for (int i = 0; i < kUnrolled; ++i) {
-      __builtin_prefetch(logits + num_classes + v + i * kSize);
-      Store(gradients + v + i * kSize, gradient(block[i]));
+    Pair<T> block[kUnrolled / 2];  // loaded before any is stored: the compiler knows no two rows
+    for (int i = 0; i < kUnrolled / 2; ++i) block[i] = LoadPair(logits + v + 2 * i * kSize);
+    for (int i = 0; i < kUnrolled / 2; ++i) {
+      PrefetchPair(logits + num_classes + v + 2 * i * kSize);
+      StorePair(gradients + v + 2 * i * kSize, Pair<T>{gradient(block[i].a), gradient(block[i].b)});
     }
   }
   for (; v < end; v += kSize) Store(gradients + v, gradient(Load(logits + v)));
@@ -131,37 +166,22 @@ MBRNNT_HD void StoreScaled(ScaledRow<T> row, int64_t i, Scaled<Vec<T>> x) {
 }
 
 template <typename T>
-void FromLogs(int64_t n, const T* log_probs, ScaledRow<T> weights) {
-  for (int64_t i = 0; i < n; i += kLanes<T>) StoreScaled(weights, i, FromLog(Load(log_probs + i)));
-}
-
-template <typename T>
-void AddProducts(int64_t n, ScaledRow<T> a, ScaledRow<T> b, ScaledRow<T> sums) {
+void SumsOverArcs(int64_t n, int num_arcs, const ArcRow<T>* arcs, ScaledRow<T> sums) {
   for (int64_t i = 0; i < n; i += kLanes<T>) {
-    const Scaled<Vec<T>> old = LoadScaled(sums, i);
-    const Scaled<Vec<T>> sum = Add(old, Multiply(LoadScaled(a, i), LoadScaled(b, i)));
-    // The sums behind the n are other nodes'.
-    const auto left = static_cast<std::decay_t<decltype(Indices<T>()[0])>>(n - i);
-    const auto counts = Indices<T>() < left;
-    StoreScaled<T>(sums, i,
-                   {counts ? sum.mantissa : old.mantissa, counts ? sum.exponent : old.exponent});
+    StoreScaled(sums, i, SumOverArcs<Vec<T>>(num_arcs, [&](int a) {
+                  return Multiply(LoadScaled(arcs[a].numbers, i),
+                                  FromLog(Load(arcs[a].log_probs + i)));
+                }));
   }
 }
 
 template <typename T>
-void Rescale(int64_t n, ScaledRow<T> numbers) {
-  for (int64_t i = 0; i < n; i += kLanes<T>) {
-    StoreScaled(numbers, i, Rescaled(LoadScaled(numbers, i)));
-  }
-}
-
-template <typename T>
-void Posteriors(int64_t n, ScaledRow<T> alphas, ScaledRow<T> weights, ScaledRow<T> betas,
+void Posteriors(int64_t n, ScaledRow<T> alphas, const T* log_probs, ScaledRow<T> betas,
                 Scaled<T> likelihood, T* posteriors) {
   const Scaled<Vec<T>> likelihoods{Constant<Vec<T>>(likelihood.mantissa),
                                    Constant<Vec<T>>(likelihood.exponent)};
   for (int64_t i = 0; i < n; i += kLanes<T>) {
-    const Scaled<Vec<T>> arc_betas = Multiply(LoadScaled(weights, i), LoadScaled(betas, i));
+    const Scaled<Vec<T>> arc_betas = Multiply(FromLog(Load(log_probs + i)), LoadScaled(betas, i));
     Store(posteriors + i, Posterior(LoadScaled(alphas, i), arc_betas, likelihoods));
   }
 }
@@ -170,11 +190,11 @@ void Posteriors(int64_t n, ScaledRow<T> alphas, ScaledRow<T> weights, ScaledRow<
 
 template <typename L>
 RowLoops<L> ForRows() {
-  return {&RowLogNormalizer<L>, &RowGradient<L>};
+  return {&LogNormalizers<L>, &RowGradient<L>};
 }
 template <typename T>
 LatticeLoops<T> ForLattices() {
-  return {&FromLogs<T>, &AddProducts<T>, &Rescale<T>, &Posteriors<T>};
+  return {&SumsOverArcs<T>, &Posteriors<T>};
 }
 
 template RowLoops<float> ForRows();

@@ -15,8 +15,9 @@ namespace mbrnnt::cpu {
 template <typename L>
 struct RowLoops {
   using T = Real<L>;
-  // log(sum(exp(row))), see LogNormalizer. Fetches the row behind this one, too.
-  T (*log_normalizer)(const L* logits, int64_t num_classes);
+  // log(sum(exp(row))) of consecutive rows, see LogNormalizer. Fetches the row behind them, too.
+  void (*log_normalizers)(const L* logits, int64_t num_rows, int64_t num_classes,
+                          T* log_normalizers);
   // The gradient of a row as if no arc read any of its classes. May be in place.
   void (*gradient)(const L* logits, int64_t num_classes, T log_normalizer, T occupancy,
                    GradientRule<T> rule, T cotangent, L* gradients);
@@ -31,18 +32,23 @@ struct ScaledRow {
   ScaledRow operator+(int64_t n) const { return {mantissas + n, exponents + n}; }
 };
 
-// The lattice's loops read rows of n numbers up to the next whole register, and write
-// there, too, unless said otherwise.
+// What an arc brings to the nodes of an anti-diagonal: its log-probability at each node that
+// it leaves, and what there is at its other ends.
+template <typename T>
+struct ArcRow {
+  const T* log_probs;
+  ScaledRow<T> numbers;
+};
+
+// The lattice's loops read and write rows of n numbers up to the next whole register.
 inline constexpr int64_t kRowPadding = 16;
 
 template <typename T>
 struct LatticeLoops {
-  void (*from_logs)(int64_t n, const T* log_probs, ScaledRow<T> weights);
-  // sums += a * b; no sum behind the n changes.
-  void (*add_products)(int64_t n, ScaledRow<T> a, ScaledRow<T> b, ScaledRow<T> sums);
-  void (*rescale)(int64_t n, ScaledRow<T> numbers);
-  // Of an arc, from its weights and the numbers at its two ends.
-  void (*posteriors)(int64_t n, ScaledRow<T> alphas, ScaledRow<T> weights, ScaledRow<T> betas,
+  // What the arcs bring, summed.
+  void (*sum_over_arcs)(int64_t n, int num_arcs, const ArcRow<T>* arcs, ScaledRow<T> sums);
+  // Of one arc, from the numbers at its two ends. May be in place.
+  void (*posteriors)(int64_t n, ScaledRow<T> alphas, const T* log_probs, ScaledRow<T> betas,
                      Scaled<T> likelihood, T* posteriors);
 };
 

@@ -11,6 +11,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 #include "lattice/exp.h"
 #include "lattice/number.h"
@@ -61,15 +64,19 @@ MBRNNT_HD Vec<float> Load(const Float16* from) {
   return Load(numbers);
 }
 
+// As FromReal<BFloat16>, in the upper half of each element.
+MBRNNT_HD Like<uint32_t, float> RoundedToBFloat16(Vec<float> v) {
+  using Bits = Like<uint32_t, float>;
+  const Bits bits = BitCast<Bits>(v);
+  const Bits rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return v == v ? rounded : bits | 0x00400000u;  // a quiet NaN
+}
+
 MBRNNT_HD void Store(float* to, Vec<float> v) { std::memcpy(to, &v, sizeof(v)); }
 MBRNNT_HD void Store(double* to, Vec<double> v) { std::memcpy(to, &v, sizeof(v)); }
-MBRNNT_HD void Store(BFloat16* to, Vec<float> v) {  // as FromReal<BFloat16>
-  using Wide = Like<uint32_t, float>;
-  const Wide bits = BitCast<Wide>(v);
-  const Wide rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Wide quiet_nan = (bits >> 16) | 0x0040u;
-  const Wide kept = (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
-  const auto narrow = __builtin_convertvector(kept, Like<uint16_t, float>);
+MBRNNT_HD void Store(BFloat16* to, Vec<float> v) {
+  const auto bits = RoundedToBFloat16(v) >> 16;
+  const auto narrow = __builtin_convertvector(bits, Like<uint16_t, float>);
   std::memcpy(to, &narrow, sizeof(narrow));
 }
 MBRNNT_HD void Store(Float16* to, Vec<float> v) {
@@ -77,6 +84,33 @@ MBRNNT_HD void Store(Float16* to, Vec<float> v) {
   Store(numbers, v);
 #pragma omp simd
   for (int i = 0; i < kLanes<float>; ++i) to[i] = FromReal<Float16>(numbers[i]);
+}
+
+// Two registers' worth of consecutive logits, in an order of their own: for what is done
+// to each and for sums.
+template <typename T>
+struct Pair {
+  Vec<T> a, b;
+};
+template <typename L>
+MBRNNT_HD Pair<Real<L>> LoadPair(const L* from) {
+  return {Load(from), Load(from + kLanes<Real<L>>)};
+}
+template <typename L>
+MBRNNT_HD void StorePair(L* to, Pair<Real<L>> pair) {
+  Store(to, pair.a);
+  Store(to + kLanes<Real<L>>, pair.b);
+}
+// The even ones and the odd ones: each is its half of 32 bits, so none has to move.
+template <>
+MBRNNT_HD Pair<float> LoadPair(const BFloat16* from) {
+  const auto bits = LoadBits<Like<uint32_t, float>>(from);
+  return {BitCast<Vec<float>>(bits << 16), BitCast<Vec<float>>(bits & 0xffff0000u)};
+}
+template <>
+MBRNNT_HD void StorePair(BFloat16* to, Pair<float> pair) {
+  const auto bits = (RoundedToBFloat16(pair.a) >> 16) | (RoundedToBFloat16(pair.b) & 0xffff0000u);
+  std::memcpy(to, &bits, sizeof(bits));
 }
 
 // ---- elements ----------------------------------------------------------------
@@ -89,8 +123,18 @@ MBRNNT_HD auto Indices() {
   return indices;
 }
 
+// b where it is larger, else a: so b's NaN is dropped. The processor has this as one
+// instruction, which compilers do not find behind a comparison of registers.
 template <typename V>
-MBRNNT_HD V Maximum(V a, V b) {  // b's NaN is dropped
+MBRNNT_HD V Maximum(V a, V b) {
+#if defined(__AVX512F__)
+  // Without a mask GCC 12 warns of its own header.
+  if constexpr (std::is_same_v<V, Vec<float>>) return _mm512_maskz_max_ps(0xffff, b, a);
+#elif defined(__AVX__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return _mm256_max_ps(b, a);
+#elif defined(__SSE__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return _mm_max_ps(b, a);
+#endif
   return b > a ? b : a;
 }
 // One number of all elements of a vector: its halves are combined, and theirs.
@@ -122,7 +166,9 @@ MBRNNT_HD auto SumOf(V v) {
 template <>
 struct NumberTraits<cpu::MBRNNT_ISA::Vec<float>> : NumberTraits<float> {
   using Bits = cpu::MBRNNT_ISA::Like<uint32_t, float>;
-  static MBRNNT_HD auto All(float x) { return cpu::MBRNNT_ISA::Vec<float>{} + x; }
+  using Vec = cpu::MBRNNT_ISA::Vec<float>;
+  static MBRNNT_HD Vec All(float x) { return Vec{} + x; }
+  static MBRNNT_HD Vec AtLeast(Vec least, Vec x) { return cpu::MBRNNT_ISA::Maximum(x, least); }
 };
 template <>
 struct NumberTraits<cpu::MBRNNT_ISA::Vec<double>> : NumberTraits<double> {
@@ -135,6 +181,15 @@ struct Exponential<cpu::MBRNNT_ISA::Vec<double>> {
 
   static MBRNNT_HD V Of(V x) {
     for (int i = 0; i < cpu::MBRNNT_ISA::kLanes<double>; ++i) x[i] = Exp(double{x[i]});
+    return x;
+  }
+};
+template <>
+struct Logarithm<cpu::MBRNNT_ISA::Vec<double>> {
+  using V = cpu::MBRNNT_ISA::Vec<double>;
+
+  static MBRNNT_HD V Of(V x) {
+    for (int i = 0; i < cpu::MBRNNT_ISA::kLanes<double>; ++i) x[i] = Log(double{x[i]});
     return x;
   }
 };

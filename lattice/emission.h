@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "lattice/exp.h"
 #include "lattice/lattice.h"
 #include "lattice/macros.h"
 #include "lattice/number.h"
@@ -42,7 +43,8 @@ MBRNNT_HD T Shift(T maximum) {
 // 0 with no further case. NaN and +inf give NaN.
 template <typename T>
 MBRNNT_HD T LogNormalizer(T shift, T sum_of_exp) {
-  return sum_of_exp == T(0) ? T(INFINITY) : shift + std::log(sum_of_exp);
+  const T sum = shift + Log(sum_of_exp);
+  return sum_of_exp == T{} ? Constant<T>(INFINITY) : sum;
 }
 
 // Of an arc that reads class v of a row.

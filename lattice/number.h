@@ -42,11 +42,13 @@ MBRNNT_HD To BitCast(From from) {
 // What the law computes with: one number, or a SIMD register of them (cpu/simd.h).
 template <typename T>
 struct NumberTraits;
+// All(x): x in every element. AtLeast(least, x): the larger one; NaN where x is.
 template <>
 struct NumberTraits<float> {
   using Element = float;
   using Bits = uint32_t;
   static MBRNNT_HD float All(float x) { return x; }
+  static MBRNNT_HD float AtLeast(float least, float x) { return x < least ? least : x; }
   static constexpr int kExponentBit = 23, kExponentBias = 127;
   // 1.5 * 2^23: adding it leaves a number's nearest integer in the low bits of the sum.
   static constexpr float kRound = 12582912.0f;
@@ -60,7 +62,6 @@ struct NumberTraits<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
 };
 
-// The same number in every element.
 template <typename T>
 MBRNNT_HD T Constant(typename NumberTraits<T>::Element x) {
   return NumberTraits<T>::All(x);

@@ -82,7 +82,7 @@ MBRNNT_HD Scaled<T> FromLog(T x) {
 template <typename T>
 MBRNNT_HD T Log(Scaled<T> x) {
   if (x.mantissa == T(0)) return -T(INFINITY);
-  return x.exponent * Ln2<T>::kHigh + (x.exponent * Ln2<T>::kLow + std::log(x.mantissa));
+  return x.exponent * Ln2<T>::kHigh + (x.exponent * Ln2<T>::kLow + Log(x.mantissa));
 }
 
 template <typename T>

@@ -50,13 +50,22 @@ struct CpuRoom {
 template <typename L>
 void CompareRowLoops() {
   using T = Real<L>;
+  constexpr int kRows = 19;  // more than a register takes
   std::normal_distribution<float> normal(0, 3);
-  for (int64_t n = 1; n < 70; ++n) {
-    std::vector<L> row(n), expected(n), got(n);
+  for (int64_t n = 1; n < 150; ++n) {
+    std::vector<L> row(kRows * n), expected(n), got(n);
     for (L& x : row) x = FromReal<L>(T(normal(random_bits)));
     const auto best = cpu::BestRowLoops<L>(), baseline = cpu::baseline::ForRows<L>();
-    const T normalizer = baseline.log_normalizer(row.data(), n);
-    EXPECT(std::abs(best.log_normalizer(row.data(), n) - normalizer) <= T(1e-5));
+    T normalizers[2][kRows];
+    baseline.log_normalizers(row.data(), kRows, n, normalizers[0]);
+    best.log_normalizers(row.data(), kRows, n, normalizers[1]);
+    for (int i = 0; i < kRows; ++i) {
+      double sum = 0;
+      for (int64_t v = 0; v < n; ++v) sum += std::exp(double{ToReal(row[i * n + v])});
+      EXPECT(std::abs(normalizers[0][i] - std::log(sum)) <= 1e-5);
+      EXPECT(std::abs(normalizers[1][i] - std::log(sum)) <= 1e-5);
+    }
+    const T normalizer = normalizers[0][0];
     const GradientRule<T> rule{T(1), T(0.3)};
     baseline.gradient(row.data(), n, normalizer, T(0.7), rule, T(2), expected.data());
     best.gradient(row.data(), n, normalizer, T(0.7), rule, T(2), got.data());
