@@ -19,6 +19,8 @@ def make_mesh(
     Raises:
       ValueError: a process has fewer devices, or it is not known which processes there are.
     """
+    if devices < 1:
+        raise ValueError(f"expected at least 1 device, got {devices}")
     jax.config.update("jax_num_cpu_devices", devices)  # Of other kinds there are as many as it is.
     processes = coordinator, num_processes, process_id
     if any(given is not None for given in processes):
@@ -40,7 +42,8 @@ def replicate(mesh: Mesh, *modules: nnx.Module) -> None:
 
 def take_home(module: nnx.Module) -> None:
     """Leaves a replicated module on the first device of this process alone."""
-    nnx.update(module, jax.tree.map(lambda x: x.addressable_data(0), nnx.state(module)))
+    state = jax.device_get(nnx.state(module))
+    nnx.update(module, jax.device_put(state, jax.local_devices()[0]))
 
 
 def spread(mesh: Mesh, batch: Batch) -> Batch:
