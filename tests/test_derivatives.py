@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from cases import assert_close, jitted, random_case
-from jax_mbrnnt import multiblank_rnnt_loss, rnnt_loss
+from jax_mbrnnt import (
+    lattice_loss,
+    multiblank_arc_log_probs,
+    multiblank_rnnt_loss,
+    rnnt_arcs,
+    rnnt_loss,
+)
 
 STEP = 1e-5  # of the finite differences
 
@@ -44,8 +50,14 @@ def direction() -> jax.Array:
     return jnp.asarray(np.random.default_rng(64).normal(size=60))
 
 
-def test_jvp(point: jax.Array, direction: jax.Array) -> None:
-    slope = jax.jvp(jitted(loss, "xla"), (point,), (direction,))[1]
+@pytest.mark.parametrize("way", ["jvp", "linearize", "jacfwd"])
+def test_forward_mode(point: jax.Array, direction: jax.Array, way: str) -> None:
+    slopes = {
+        "jvp": lambda x: jax.jvp(loss, (x,), (direction,))[1],
+        "linearize": lambda x: jax.linearize(loss, x)[1](direction),
+        "jacfwd": lambda x: jax.jacfwd(loss)(x) @ direction,
+    }
+    slope = jitted(slopes[way], "xla")(point)
     assert_close(slope, gradient(point) @ direction, 1e-13)
 
 
@@ -122,3 +134,16 @@ def test_forward_mode_through_the_kernels_says_what_to_use_instead(way: str) -> 
 
     with pytest.raises(NotImplementedError, match="implementation='xla'"):
         forward_mode(kernels, jax.random.normal(jax.random.key(0), (3, 3, 5)))[way]()
+
+
+@pytest.mark.parametrize("stage", ["multiblank_arc_log_probs", "lattice_loss"])
+def test_forward_mode_through_a_stage_says_what_to_use_instead(stage: str) -> None:
+    logits, labels = jnp.zeros((3, 3, 5)), jnp.array([1, 2])
+    stages = {
+        "multiblank_arc_log_probs": lambda x: multiblank_arc_log_probs(
+            x, labels, implementation="ffi"
+        ),
+        "lattice_loss": lambda x: lattice_loss(x[..., :2], arcs=rnnt_arcs(), implementation="ffi"),
+    }
+    with pytest.raises(NotImplementedError, match="implementation='xla'"):
+        jax.jvp(stages[stage], (logits,), (logits,))

@@ -3,9 +3,11 @@
 import json
 import math
 import pathlib
+import socket
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -37,17 +39,22 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _recognisers(output: pathlib.Path) -> dict[str, Any]:
+    return json.loads((output / "results.json").read_text())["recognisers"]
+
+
 def test_quick_synthetic_run_and_resume(tmp_path: pathlib.Path) -> None:
     quick = ("--quick", "--synthetic", "--output", str(tmp_path))
     first = _run(*quick, "--steps", "20")
     assert first.returncode == 0, first.stderr
     assert "Synthetic" in first.stdout
-    before = json.loads((tmp_path / "results.json").read_text())["recognisers"]
+    before = _recognisers(tmp_path)
 
-    resumed = _run(*quick, "--steps", "30", "--resume")
+    # The checkpoints do not know of devices: whoever stopped on one may go on with four.
+    resumed = _run(*quick, "--steps", "30", "--resume", "--devices", "4")
 
     assert resumed.returncode == 0, resumed.stderr
-    recognisers = json.loads((tmp_path / "results.json").read_text())["recognisers"]
+    recognisers = _recognisers(tmp_path)
     assert set(recognisers) == {"RNN-T", "multi-blank"}
     for name, measured in recognisers.items():
         losses = measured["training_losses"]
@@ -67,4 +74,74 @@ def test_missing_recordings_name_the_package(tmp_path: pathlib.Path) -> None:
 
     assert finished.returncode == 1
     assert "apt-get install asterisk-core-sounds-en-wav" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+# ---- many devices, many processes --------------------------------------------------------
+
+_FEW_STEPS = ("--quick", "--synthetic", "--steps", "6")
+
+
+def _run_processes(*arguments: str) -> list[tuple[str, str]]:
+    """Two processes at once; their outputs and errors. They are ended, come what may."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{s.getsockname()[1]}"
+    command = [sys.executable, str(_TRAIN), *arguments, "--num-processes", "2"]
+    command += ["--coordinator", coordinator, "--process-id"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(i)], **pipes) for i in range(2)]
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
+
+
+def _assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Every step's loss within 8 roundings of float32; only the order of the sums differs."""
+    assert set(actual) == set(expected)
+    for name in expected:
+        for key in ("training_losses", "loss"):
+            assert actual[name][key] == pytest.approx(expected[name][key], rel=1e-6, abs=0)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("one_device")
+    finished = _run(*_FEW_STEPS, "--output", str(output))
+    assert finished.returncode == 0, finished.stderr
+    return _recognisers(output)
+
+
+def test_four_devices(tmp_path: pathlib.Path, on_one_device: dict[str, Any]) -> None:
+    finished = _run(*_FEW_STEPS, "--output", str(tmp_path), "--devices", "4")
+    assert finished.returncode == 0, finished.stderr
+    _assert_same(_recognisers(tmp_path), on_one_device)
+
+
+def test_two_processes_and_resume(tmp_path: pathlib.Path, on_one_device: dict[str, Any]) -> None:
+    """Of two devices each; the first one alone prints, and writes what is not a checkpoint."""
+    arguments = (*_FEW_STEPS, "--output", str(tmp_path), "--devices", "2")
+    (first, _), (second, _) = _run_processes(*arguments)
+    assert "Pictures and results are in" in first
+    assert "Pictures" not in second
+    trained = _recognisers(tmp_path)
+    _assert_same(trained, on_one_device)
+
+    (tmp_path / "results.json").unlink()
+    _run_processes(*arguments, "--resume")  # There is nothing left to train.
+    restored = _recognisers(tmp_path)
+    for name in trained:
+        for key in ("training_losses", "loss", "hypotheses"):
+            assert restored[name][key] == trained[name][key]
+
+
+def test_devices_have_to_divide_the_batch(tmp_path: pathlib.Path) -> None:
+    finished = _run(*_FEW_STEPS, "--output", str(tmp_path), "--devices", "3")
+    assert finished.returncode == 1
+    assert "expected a divisor of the batch's 16 utterances, got 3" in finished.stderr
     assert "Traceback" not in finished.stderr

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+import devices
 import report
 from evaluation import arc_posteriors, evaluate
 from features import Bucket, log_mel, make_bucket, make_buckets
@@ -65,6 +67,14 @@ class Options:
     """Directory for pictures, results.json and checkpoints."""
     resume: bool = False
     """Go on from the checkpoints in the output directory instead of starting anew."""
+    devices: int = 1
+    """Devices, of each process, that share the utterances of a batch; virtual ones on a CPU."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for training with several processes."""
+    num_processes: int | None = None
+    """How many processes there are. Clusters that JAX knows say so by themselves."""
+    process_id: int | None = None
+    """Which of them this is, from 0. Clusters that JAX knows say so by themselves."""
 
 
 def main(options: Options) -> None:
@@ -74,6 +84,8 @@ def main(options: Options) -> None:
     if options.steps is not None:
         recipe = dataclasses.replace(recipe, steps=options.steps)
     output = options.output.resolve()
+    mesh = choose_devices(options, recipe)
+    console.quiet = not devices.is_first_process()
     recordings = choose_recordings(options, recipe)
     open_checkpoints(output / "checkpoints", options, recipe)
 
@@ -95,11 +107,13 @@ def main(options: Options) -> None:
     recognisers, losses, evaluations = {}, {}, {}
     for name, transducer in transducers.items():
         recognisers[name], losses[name] = train_with_progress_bar(
-            name, recipe, transducer, training_buckets, options.seed, output / "checkpoints"
+            name, recipe, transducer, training_buckets, options.seed, output / "checkpoints", mesh
         )
         with console.status(f"Testing {name}"):
             evaluations[name] = evaluate(recognisers[name], test_bucket, recipe.batch_size)
 
+    if not devices.is_first_process():
+        return
     report.print_table(console, evaluations)
     report.print_samples(console, evaluations)
     report.plot_losses(output / "losses.png", losses)
@@ -117,6 +131,25 @@ def main(options: Options) -> None:
     seconds = time.perf_counter() - start
     report.write_json(output / "results.json", seconds, recipe, losses, evaluations)
     console.print(f"{seconds:.0f} s in all. Pictures and results are in {output}")
+
+
+def choose_devices(options: Options, recipe: Recipe) -> Mesh:
+    """Returns the devices to train on.
+
+    Raises:
+      SystemExit: they are not there, or cannot share the batch evenly.
+    """
+    processes = options.coordinator, options.num_processes, options.process_id
+    try:
+        mesh = devices.make_mesh(options.devices, *processes)
+    except ValueError as error:
+        sys.exit(f"--devices: {error}")
+    if recipe.batch_size % mesh.size:
+        sys.exit(
+            f"--devices: expected a divisor of the batch's {recipe.batch_size} utterances, got "
+            f"{mesh.size} devices in all"
+        )
+    return mesh
 
 
 def choose_recordings(options: Options, recipe: Recipe) -> Recordings:
@@ -151,6 +184,7 @@ def train_with_progress_bar(
     buckets: list[Bucket],
     seed: int,
     checkpoints: pathlib.Path,
+    mesh: Mesh,
 ) -> tuple[Recogniser, list[float]]:
     """Trains a recogniser and shows how far it has come."""
     with Progress(*_COLUMNS, console=console) as progress:
@@ -159,7 +193,7 @@ def train_with_progress_bar(
         def show(step: int, loss: float) -> None:
             progress.update(task, completed=step, loss=loss)
 
-        return train(recipe, transducer, buckets, seed, checkpoints / name, show)
+        return train(recipe, transducer, buckets, seed, checkpoints / name, mesh, show)
 
 
 def open_checkpoints(directory: pathlib.Path, options: Options, recipe: Recipe) -> None:
@@ -175,13 +209,15 @@ def open_checkpoints(directory: pathlib.Path, options: Options, recipe: Recipe) 
     }
     settings = repr(fixed)
     record = directory / "settings.txt"
-    if record.is_file():  # Else it is not ours to delete.
-        if not options.resume:
+    if options.resume and record.is_file() and record.read_text() != settings:
+        sys.exit(f"--resume: {directory} was made with other settings:\n{record.read_text()}")
+    devices.wait_for_all("settings read")
+    if devices.is_first_process():
+        if not options.resume and record.is_file():  # Else it is not ours to delete.
             shutil.rmtree(directory)
-        elif record.read_text() != settings:
-            sys.exit(f"--resume: {directory} was made with other settings:\n{record.read_text()}")
-    directory.mkdir(parents=True, exist_ok=True)
-    record.write_text(settings)
+        directory.mkdir(parents=True, exist_ok=True)
+        record.write_text(settings)
+    devices.wait_for_all("settings written")
 
 
 if __name__ == "__main__":

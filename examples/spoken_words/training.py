@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import Mesh
 
+import devices
 from features import Batch, Bucket, random_batch
 from jax_mbrnnt import MultiblankRNNT
 from model import Recogniser
@@ -21,12 +23,13 @@ def train(
     buckets: Sequence[Bucket],
     seed: int,
     checkpoints: pathlib.Path,
+    mesh: Mesh,
     on_step: Callable[[int, float], None],
 ) -> tuple[Recogniser, list[float]]:
     """Trains a recogniser, from the last checkpoint on if there is one.
 
     Step `i` sees the same batch and the same noise whether or not the training was interrupted
-    before: both are derived from the seed and from `i`.
+    before, and on however many devices: both are derived from the seed and from `i`.
 
     Args:
       recipe: sizes and schedule.
@@ -34,13 +37,15 @@ def train(
       buckets: the training utterances.
       seed: of the parameters, batches and noise.
       checkpoints: absolute path of the directory for them.
+      mesh: the devices that share the utterances of a batch.
       on_step: called with the number of steps done and the loss after each step.
 
     Returns:
-      The recogniser and the loss of every step, in nats a character.
+      The recogniser, on one device, and the loss of every step, in nats a character.
     """
     recogniser = Recogniser(recipe, transducer, rngs=nnx.Rngs(seed))
     optimizer = nnx.Optimizer(recogniser, _make_optimizer(recipe), wrt=nnx.Param)
+    devices.replicate(mesh, recogniser, optimizer)
     losses: list[float] = []
 
     with ocp.CheckpointManager(checkpoints, options=_CHECKPOINT_OPTIONS) as manager:
@@ -51,10 +56,12 @@ def train(
         for step in range(len(losses), recipe.steps):
             rng = np.random.default_rng((seed, step))
             batch = random_batch(rng, buckets, recipe.batch_size, recipe.feature_noise)
+            batch = devices.spread(mesh, batch)
             losses.append(float(train_step(recogniser, optimizer, batch)))
             on_step(step + 1, losses[-1])
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 _save(manager, step + 1, recogniser, optimizer, losses)
+    devices.take_home(recogniser)
     return recogniser, losses
 
 

@@ -1,0 +1,67 @@
+"""Data parallelism: the parameters on every device, each with its own part of the batch."""
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from features import Batch
+
+
+def make_mesh(
+    devices: int, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Mesh:
+    """Joins the other processes, if there are any, and lines up `devices` devices of each.
+
+    Nothing may have asked JAX for a device before.
+
+    Raises:
+      ValueError: a process has fewer devices, or it is not known which processes there are.
+    """
+    if devices < 1:
+        raise ValueError(f"expected at least 1 device, got {devices}")
+    jax.config.update("jax_num_cpu_devices", devices)  # Of other kinds there are as many as it is.
+    processes = coordinator, num_processes, process_id
+    if any(given is not None for given in processes):
+        jax.distributed.initialize(*processes)
+    chosen = []
+    for process in range(jax.process_count()):
+        found = jax.local_devices(process)
+        if len(found) < devices:
+            raise ValueError(f"expected {devices} devices in process {process}, got {len(found)}")
+        chosen += found[:devices]
+    return Mesh(np.array(chosen), ("data",))
+
+
+def replicate(mesh: Mesh, *modules: nnx.Module) -> None:
+    """Puts the parameters and all other state of the modules on every device."""
+    state = nnx.state(modules)
+    nnx.update(modules, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
+
+
+def take_home(module: nnx.Module) -> None:
+    """Leaves a replicated module on the first device of this process alone."""
+    state = jax.device_get(nnx.state(module))
+    nnx.update(module, jax.device_put(state, jax.local_devices()[0]))
+
+
+def spread(mesh: Mesh, batch: Batch) -> Batch:
+    """Puts the utterances on the devices, as many on each; a process feeds its own ones."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def place(whole: np.ndarray) -> jax.Array:
+        own = np.split(whole, jax.process_count())[jax.process_index()]
+        return jax.make_array_from_process_local_data(sharding, own, whole.shape)
+
+    return Batch(*map(place, batch))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(where: str) -> None:
+    """Lets no process past before all have come there."""
+    multihost_utils.sync_global_devices(where)
