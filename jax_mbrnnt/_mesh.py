@@ -1,10 +1,17 @@
-"""The manual mesh axes of `shard_map`: which arrays vary over them, and making arrays agree."""
+"""Meshes: arrays that vary over the manual axes of `shard_map`, and explicitly sharded batches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+if hasattr(jax.sharding, "reshard"):
+    _reshard = jax.sharding.reshard
+else:  # older JAX
+    from jax.experimental.shard import reshard as _reshard
 
 
 def varying_axes(x: Any) -> frozenset:
@@ -27,3 +34,27 @@ def unify_varying(*operands: jax.Array) -> list[jax.Array]:
         return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 - gone from newer versions
 
     return [cast(x) for x in operands]
+
+
+def on_each_device(
+    function: Callable[..., Sequence[jax.Array]], num_batch: int, *operands: jax.Array
+) -> Sequence[jax.Array]:
+    """`function(*operands)`, each device on its part where the batch is explicitly sharded.
+
+    XLA's way of splitting a custom call forgets that a result takes an operand's buffer; what is
+    under `shard_map` it need not split. Where `jit` finds the sharding by itself (`AxisType.Auto`)
+    it is not known here.
+    """
+    sharding = jax.typeof(operands[0]).sharding
+    spec = PartitionSpec(*sharding.spec[:num_batch])
+    if all(axes is None for axes in spec):
+        return function(*operands)
+    mesh = sharding.mesh
+    explicit = {
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    }
+    operands = [_reshard(x, NamedSharding(mesh, spec)) for x in operands]
+    split = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=explicit)
+    return split(*operands)

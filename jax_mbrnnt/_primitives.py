@@ -23,7 +23,7 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import PartitionSpec
 
 from jax_mbrnnt import _ffi, _reference
-from jax_mbrnnt._mesh import unify_varying
+from jax_mbrnnt._mesh import on_each_device, unify_varying
 from jax_mbrnnt._reference import Stages
 from jax_mbrnnt._spec import Arc
 
@@ -199,21 +199,25 @@ def _stage(
             lower = _twin_lowering(twin, platform)
         mlir.register_lowering(primitive, lower, platform=platform)
 
+    def bind(*operands: jax.Array, **params: Any) -> Any:
+        def call(*operands: jax.Array) -> Any:
+            return primitive.bind(*unify_varying(*operands), **params)
+
+        if not aliases:
+            return call(*operands)
+        return on_each_device(call, operands[0].ndim - CORE_RANK, *operands)
+
     def batch(operands: Sequence[Any], dims: Sequence[int | None], **params: Any) -> Any:
         (size,) = {x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None}
         batched = [
             jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
             for x, d in zip(operands, dims, strict=True)
         ]
-        results = primitive.bind(*unify_varying(*batched), **params)
+        results = bind(*batched, **params)
         return results, (0,) * len(results)
 
     batching.primitive_batchers[primitive] = batch
-
     ad.primitive_jvps[primitive] = _no_derivative
-
-    def bind(*operands: jax.Array, require_kernel: bool, **params: Any) -> Any:
-        return primitive.bind(*unify_varying(*operands), require_kernel=require_kernel, **params)
 
     return bind
 

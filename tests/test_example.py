@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import pytest
 
 for module in (
@@ -26,6 +27,9 @@ for module in (
     pytest.importorskip(module, reason="needs the extra `examples`")
 
 _TRAIN = pathlib.Path(__file__).parents[1] / "examples" / "spoken_words" / "train.py"
+# The Orbax that goes with older JAX cannot save what several devices hold.
+_SAVES_MANY = jax.__version_info__ >= (0, 7)
+_needs_many = pytest.mark.skipif(not _SAVES_MANY, reason="Orbax saves arrays of one device only")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -51,7 +55,7 @@ def test_quick_synthetic_run_and_resume(tmp_path: pathlib.Path) -> None:
     before = _recognisers(tmp_path)
 
     # The checkpoints do not know of devices: whoever stopped on one may go on with four.
-    resumed = _run(*quick, "--steps", "30", "--resume", "--devices", "4")
+    resumed = _run(*quick, "--steps", "30", "--resume", "--devices", "4" if _SAVES_MANY else "1")
 
     assert resumed.returncode == 0, resumed.stderr
     recognisers = _recognisers(tmp_path)
@@ -117,12 +121,14 @@ def on_one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return _recognisers(output)
 
 
+@_needs_many
 def test_four_devices(tmp_path: pathlib.Path, on_one_device: dict[str, Any]) -> None:
     finished = _run(*_FEW_STEPS, "--output", str(tmp_path), "--devices", "4")
     assert finished.returncode == 0, finished.stderr
     _assert_same(_recognisers(tmp_path), on_one_device)
 
 
+@_needs_many
 def test_two_processes_and_resume(tmp_path: pathlib.Path, on_one_device: dict[str, Any]) -> None:
     """Of two devices each; the first one alone prints, and writes what is not a checkpoint."""
     arguments = (*_FEW_STEPS, "--output", str(tmp_path), "--devices", "2")

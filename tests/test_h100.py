@@ -39,20 +39,22 @@ B, T, U, V, H = 16, 400, 100, 1024, 640  # B utterances on each device
 def compile_step(dtype: str, devices: int, way: str) -> None:
     """Prints the program of `logits = h @ W + b` with its gradient, then its memory.
 
-    The batch is spread over the devices, by `jit` alone or under `shard_map`; W and b are on all.
+    The batch is spread over the devices, by `jit` alone, on a mesh in explicit mode or under
+    `shard_map`; W and b are on all.
     """
     import jax
     import jax.numpy as jnp
     import numpy as np
     from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
     from jax_mbrnnt import MultiblankRNNT
 
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=H100, topology=f"1x1x{devices}"
     )
-    mesh = Mesh(np.array(topology.devices), ("data",))
+    kind = AxisType.Explicit if way == "explicit" else AxisType.Auto
+    mesh = Mesh(np.array(topology.devices), ("data",), axis_types=(kind,))
     everywhere, by_batch = PartitionSpec(), PartitionSpec("data")
 
     def operand(
@@ -76,7 +78,9 @@ def compile_step(dtype: str, devices: int, way: str) -> None:
         operand(batch, U, dtype="int32"),
     )
     step = jax.jit(jax.value_and_grad(mean_loss, argnums=(0, 1, 2)))
-    lowered = step.trace(*operands, lengths, lengths).lower(lowering_platforms=("cuda",))
+    set_mesh = getattr(jax, "set_mesh", None) or getattr(jax.sharding, "use_mesh")  # noqa: B009
+    with set_mesh(mesh):
+        lowered = step.trace(*operands, lengths, lengths).lower(lowering_platforms=("cuda",))
     compiled = lowered.compile()
     print(compiled.as_text())
     logits_size = B * T * (U + 1) * V * jnp.dtype(dtype).itemsize
@@ -145,7 +149,7 @@ def test_step_takes_the_memory_of_its_logits_once(dtype: str) -> None:
     assert 1 <= step.temp_over_logits <= 1.05
 
 
-@pytest.mark.parametrize("way", ["jit", "shard_map"])
+@pytest.mark.parametrize("way", ["jit", "explicit", "shard_map"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_of_eight_gets_its_own_utterances(dtype: str, way: str) -> None:
     """Nothing travels but the value and the weights' gradients, added up at once for each dtype."""
@@ -155,16 +159,17 @@ def test_each_of_eight_gets_its_own_utterances(dtype: str, way: str) -> None:
     assert step.collectives == {"all-reduce": 1 if dtype == "float32" else 2}
 
 
+@pytest.mark.parametrize("way", ["explicit", "shard_map"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_shard_map_over_eight_takes_the_memory_of_its_logits_once(dtype: str) -> None:
-    step = compiled(dtype, 8, "shard_map")
+def test_each_of_eight_takes_the_memory_of_its_logits_once(dtype: str, way: str) -> None:
+    step = compiled(dtype, 8, way)
     assert "output_to_operand_aliasing={{}: (0, {})}" in step.calls["logit_gradients"]
     assert 1 <= step.temp_over_logits <= 1.1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_jit_over_eight_takes_the_memory_of_its_logits_twice_at_most(dtype: str) -> None:
-    """Partitioning by `jit` alone loses the alias: the gradient is beside the logits."""
+    """XLA's partitioner loses the alias: the gradient is beside the logits."""
     assert 1 <= compiled(dtype, 8, "jit").temp_over_logits <= 2.1
 
 

@@ -376,6 +376,23 @@ def test_explicit_mesh(quantity: str, axes: tuple[Any, ...]) -> None:
         assert_close_trees(step(*operands), reference)
 
 
+@pytest.mark.parametrize("way", ["batched", "vmap"])
+def test_in_place_on_an_explicit_mesh(way: str) -> None:
+    """Under `shard_map` there is nothing to split, and so XLA keeps the CUDA kernels' aliases."""
+    reference = expected()["value_and_grad"]
+    loss = loss_by("ffi")
+    if way == "vmap":
+        loss = jax.vmap(loss, in_axes=(None, 0))
+    with explicit(data=DEVICES) as mesh:
+        operands = typed(mesh, "data")
+        step = jax.jit(asked("value_and_grad", loss))
+        assert_close_trees(step(*operands), reference)
+        jaxpr = str(step.trace(*operands).jaxpr)
+    for stage in ("lattice", "logit_gradients"):
+        (call,) = re.findall(rf"shard_map\[(?:(?!shard_map\[).)*mbrnnt_{stage}\[", jaxpr, re.DOTALL)
+        assert call
+
+
 @pytest.mark.xfail(
     VERSION < (0, 7), strict=True, reason="older JAX has no rule for scatter-add on such a mesh"
 )

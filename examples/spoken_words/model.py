@@ -35,7 +35,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, width: int, dilations: tuple[int, ...], *, rngs: nnx.Rngs):
         self.input = nnx.Linear(SUBSAMPLING * MEL_BANDS, width, rngs=rngs)
-        self.blocks = nnx.List([ConvolutionBlock(width, d, rngs=rngs) for d in dilations])
+        self.blocks = nnx.Sequential(*(ConvolutionBlock(width, d, rngs=rngs) for d in dilations))
         self.output = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -46,7 +46,7 @@ class Encoder(nnx.Module):
         lengths = jnp.asarray(batch.feature_lengths) // SUBSAMPLING
         is_valid = (jnp.arange(frames) < lengths[:, None])[..., None]
         hidden = nnx.silu(self.input(stacked))
-        for block in self.blocks:
+        for block in self.blocks.layers:  # each takes the validity, too
             hidden = block(hidden, is_valid)
         return self.output(hidden), lengths
 
