@@ -68,6 +68,17 @@ class _Chunks:
         lengths = jnp.where(_are_valid(utterances, self), lengths, -1)
         return utterances._replace(logit_lengths=lengths)
 
+    def logits(self, chunk: Operands, utterances: Utterances) -> jax.Array:
+        """The joint's logits of frames that were cut, with the utterances `within` them.
+
+        Padding gets gradient 0. What is not finite there becomes 0: it would spoil the gradient of
+        the params, in which 0 times an activation is summed up.
+        """
+        frames = jnp.arange(self.chunk_frames, dtype=jnp.int32)
+        lengths = utterances.logit_lengths[..., None]
+        encoded = _without_padding(chunk.encoded, (frames < lengths) | (lengths < 0))
+        return self.joint(chunk._replace(encoded=encoded))
+
     def zeros(self, utterances: Utterances, *core_shape: int) -> jax.Array:
         """Numbers of every utterance: they vary over a mesh and are sharded as the lengths."""
         dtype = _reference.real_dtype(self.dtype)
@@ -143,10 +154,10 @@ def _arcs(
     axis = utterances.logit_lengths.ndim
 
     def step(start: jax.Array, _: jax.Array, carry: tuple[jax.Array, ...]) -> Any:
-        logits = chunks.joint(chunks.cut_frames(operands, start, axis))
+        inside = chunks.within(utterances, start)
         results = stages.arc_log_probs(
-            logits,
-            *chunks.within(utterances, start),
+            chunks.logits(chunks.cut_frames(operands, start, axis), inside),
+            *inside,
             arc_classes=chunks.arc_classes,
             sigma=chunks.options.sigma,
         )
@@ -194,9 +205,10 @@ def _loss_backward(chunks, residuals, cotangents):
     axis = utterances.logit_lengths.ndim
 
     def step(start, first, carry):
+        inside = chunks.within(utterances, start)
         others = chunks.cut_frames(fixed, start, axis)
         logits, pullback = jax.vjp(
-            lambda floats: chunks.joint(_merge(floats, others)),
+            lambda floats: chunks.logits(_merge(floats, others), inside),
             chunks.cut_frames(floats, start, axis),
         )
         # Frames that the chunk has again with the one before it count there.
@@ -204,7 +216,7 @@ def _loss_backward(chunks, residuals, cotangents):
         once = (frames >= first)[:, None, None]
         gradient = stages.logit_gradients(
             logits,
-            *chunks.within(utterances, start),
+            *inside,
             chunks.cut(log_normalizers, start, axis),
             jnp.where(once, chunks.cut(posteriors, start, axis), 0),
             cotangents,
@@ -270,9 +282,9 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
         x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
         return jax.lax.slice_in_dim(x, 0, chunks.num_frames, axis=axis)
 
-    def logits_of(floats, encoded, others):
+    def logits_of(floats, encoded, others, inside):
         operands = _merge(floats._replace(encoded=encoded), fixed._replace(encoded=others))
-        return chunks.joint(operands)
+        return chunks.logits(operands, inside)
 
     encoded, others, moved_encoded = jax.tree.map(
         stack, (floats.encoded, fixed.encoded, moved.encoded)
@@ -281,9 +293,10 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
     @jax.checkpoint
     def arcs(_, chunk):
         start, encoded, others = chunk
+        inside = chunks.within(utterances, start)
         results = _reference.arc_log_probs(
-            logits_of(floats, encoded, others),
-            *chunks.within(utterances, start),
+            logits_of(floats, encoded, others, inside),
+            *inside,
             arc_classes=chunks.arc_classes,
             sigma=chunks.options.sigma,
         )
@@ -296,8 +309,9 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
     @jax.checkpoint
     def move(_, chunk):
         start, encoded, others, moved_encoded, log_normalizers, posteriors = chunk
+        inside = chunks.within(utterances, start)
         logits, moved_logits = jax.jvp(
-            lambda floats: logits_of(floats, floats.encoded, others),
+            lambda floats: logits_of(floats, floats.encoded, others, inside),
             (floats._replace(encoded=encoded),),
             (moved._replace(encoded=moved_encoded),),
         )
@@ -305,7 +319,7 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
         there = (frames < chunks.num_frames)[:, None, None]
         return None, _reference.loss_tangent(
             logits,
-            *chunks.within(utterances, start),
+            *inside,
             log_normalizers,
             jnp.where(there, posteriors, 0),
             moved_logits,
@@ -320,29 +334,16 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
 # ---- the operands ------------------------------------------------------------------------------
 
 
-def _without_padding(x: jax.Array, inside: jax.Array) -> jax.Array:
-    """Padding gets gradient 0. What is not finite there becomes 0: it would spoil the params'
-    gradient, in which 0 times an activation is summed up.
-    """
-    inside = jnp.expand_dims(inside, range(inside.ndim, x.ndim))
-    padding = jax.lax.stop_gradient(jnp.where(jnp.isfinite(x), x, 0))
-    return jnp.where(inside, x, padding)
+def _without_padding(tree: Any, inside: jax.Array) -> Any:
+    """Leaves `[batch_dims..., N, ...]`, finite and without a gradient where not `inside`."""
 
+    def clean(x: jax.Array) -> jax.Array:
+        if not _is_float(x):
+            return x
+        within = jnp.expand_dims(inside, range(inside.ndim, x.ndim))
+        return jnp.where(within, x, jax.lax.stop_gradient(jnp.where(jnp.isfinite(x), x, 0)))
 
-def _clean(operands: Operands, utterances: Utterances, num_frames: int, columns: int) -> Operands:
-    _, logit_lengths, label_lengths = utterances
-    valid = _reference.lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
-    # A length out of range is a NaN gradient on the whole block.
-    t, u = (jnp.arange(size, dtype=jnp.int32) for size in (num_frames, columns))
-    frames = (t < logit_lengths[..., None]) | ~valid[..., None]
-    labels = (u <= label_lengths[..., None]) | ~valid[..., None]
-
-    def clean(tree: Any, inside: jax.Array) -> Any:
-        return jax.tree.map(lambda x: _without_padding(x, inside) if _is_float(x) else x, tree)
-
-    return operands._replace(
-        encoded=clean(operands.encoded, frames), predicted=clean(operands.predicted, labels)
-    )
+    return jax.tree.map(clean, tree)
 
 
 def _hoisted(
@@ -383,7 +384,12 @@ def _losses(operands, utterances, *, joint, chunk_frames, options, implementatio
     operands, utterances = _unified(operands, utterances)
     num_frames = jax.tree.leaves(operands.encoded)[0].shape[axis]
     columns = utterances.labels.shape[-1] + 1
-    operands = _clean(operands, utterances, num_frames, columns)
+    valid = _reference.lengths_are_valid(
+        utterances.logit_lengths, utterances.label_lengths, num_frames, columns
+    )
+    u = jnp.arange(columns, dtype=jnp.int32)
+    inside = (u <= utterances.label_lengths[..., None]) | ~valid[..., None]
+    operands = operands._replace(predicted=_without_padding(operands.predicted, inside))
 
     def cut(operands: Operands) -> Operands:
         first = functools.partial(jax.lax.slice_in_dim, start_index=0, limit_index=chunk_frames)
