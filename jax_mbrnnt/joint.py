@@ -25,9 +25,11 @@ from jax_mbrnnt._spec import Options
 
 Joint = Callable[[Any, Any, Any], jax.Array]
 
-# The logits of a chunk by default: they, their gradient and the joint's activations then stay
-# within the last-level cache of a GPU (50 MB) or of a CPU.
-CHUNK_BYTES = 8 << 20
+# The logits of a chunk by default: they, their gradient and the joint's activations then stay in
+# the last-level cache. That of the CPU is measured (benchmarks/joint.py); a GPU starts a dozen
+# kernels for each chunk, which has to be worth it.
+CHUNK_BYTES = {"cpu": 4 << 20}
+OTHER_CHUNK_BYTES = 24 << 20
 
 
 class Operands(NamedTuple):
@@ -266,69 +268,58 @@ def _differentiable_loss(chunks, floats, fixed, utterances):
 def _differentiable_loss_jvp(chunks, primals, tangents):
     """The tangent is the sum over the chunks of the logits' gradient times their tangent."""
     floats, fixed, utterances = primals
-    moved, *_ = tangents
     axis = utterances.logit_lengths.ndim
-    _, *lengths = utterances
-    starts = jnp.arange(0, max(chunks.num_frames, 1), max(chunks.chunk_frames, 1), jnp.int32)
+    starts = jnp.arange(0, chunks.num_frames, max(chunks.chunk_frames, 1), jnp.int32)
 
     def stack(x):
         """The frames in chunks along a new first axis; the last frame again after the last."""
         frames = starts[:, None] + jnp.arange(chunks.chunk_frames, dtype=jnp.int32)
         frames = jnp.minimum(frames, chunks.num_frames - 1)
-        return jnp.moveaxis(jnp.take(x, frames, axis), axis, 0)
+        return jnp.moveaxis(jnp.moveaxis(x, axis, 0)[frames], 1, axis + 1)
 
     def unstack(x):
         x = jnp.moveaxis(x, 0, axis)
-        x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        frames = x.shape[axis] * x.shape[axis + 1]
+        x = x.reshape(*x.shape[:axis], frames, *x.shape[axis + 2 :])
         return jax.lax.slice_in_dim(x, 0, chunks.num_frames, axis=axis)
 
-    def logits_of(floats, encoded, others, inside):
-        operands = _merge(floats._replace(encoded=encoded), fixed._replace(encoded=others))
-        return chunks.logits(operands, inside)
+    def map_chunks(function, floats, *others):
+        """`function(start, logits, inside, *others)` of every chunk; its logits are not kept."""
+        operands = _merge(floats, fixed)
 
-    encoded, others, moved_encoded = jax.tree.map(
-        stack, (floats.encoded, fixed.encoded, moved.encoded)
+        @jax.checkpoint
+        def step(_, chunk):
+            start, encoded, *others = chunk
+            inside = chunks.within(utterances, start)
+            logits = chunks.logits(operands._replace(encoded=encoded), inside)
+            return None, function(start, logits, inside, *others)
+
+        xs = jax.tree.map(stack, (operands.encoded, *others))
+        return jax.lax.scan(step, None, (starts, *xs))[1]
+
+    def arcs(_, logits, inside):
+        return _reference.arc_log_probs(
+            logits, *inside, arc_classes=chunks.arc_classes, sigma=chunks.options.sigma
+        )
+
+    arc_log_probs, log_normalizers = map(unstack, map_chunks(arcs, floats))
+    losses, posteriors = _reference.lattice(
+        arc_log_probs, *utterances[1:], arcs=chunks.options.arcs
     )
 
-    @jax.checkpoint
-    def arcs(_, chunk):
-        start, encoded, others = chunk
-        inside = chunks.within(utterances, start)
-        results = _reference.arc_log_probs(
-            logits_of(floats, encoded, others, inside),
-            *inside,
-            arc_classes=chunks.arc_classes,
-            sigma=chunks.options.sigma,
-        )
-        return None, results
-
-    _, stacked = jax.lax.scan(arcs, None, (starts, encoded, others))
-    arc_log_probs, log_normalizers = map(unstack, stacked)
-    losses, posteriors = _reference.lattice(arc_log_probs, *lengths, arcs=chunks.options.arcs)
-
-    @jax.checkpoint
-    def move(_, chunk):
-        start, encoded, others, moved_encoded, log_normalizers, posteriors = chunk
-        inside = chunks.within(utterances, start)
-        logits, moved_logits = jax.jvp(
-            lambda floats: logits_of(floats, floats.encoded, others, inside),
-            (floats._replace(encoded=encoded),),
-            (moved._replace(encoded=moved_encoded),),
-        )
+    def share(start, logits, inside, log_normalizers, posteriors):
         frames = start + jnp.arange(chunks.chunk_frames, dtype=jnp.int32)
         there = (frames < chunks.num_frames)[:, None, None]
-        return None, _reference.loss_tangent(
-            logits,
-            *inside,
-            log_normalizers,
-            jnp.where(there, posteriors, 0),
-            moved_logits,
-            chunks.options,
+        posteriors = jnp.where(there, posteriors, 0)
+        return _reference.nothing_but_a_tangent(
+            logits, *inside, log_normalizers, posteriors, chunks.options
         )
 
-    operands = encoded, others, moved_encoded, stack(log_normalizers), stack(posteriors)
-    _, parts = jax.lax.scan(move, None, (starts, *operands))
-    return losses * (1 + chunks.options.fastemit_lambda), jnp.sum(parts, axis=0)
+    def total(floats):
+        return jnp.sum(map_chunks(share, floats, log_normalizers, posteriors), axis=0)
+
+    _, tangent = jax.jvp(total, (floats,), (tangents[0],))
+    return losses * (1 + chunks.options.fastemit_lambda), tangent
 
 
 # ---- the operands ------------------------------------------------------------------------------
@@ -432,7 +423,8 @@ _jitted_one_frame = jax.jit(_one_frame, static_argnames=("joint", "axis"))
 
 def _default_chunk_frames(frame_shape: tuple[Any, ...], dtype: Any) -> int:
     known = math.prod(size for size in frame_shape if isinstance(size, int))  # not jax.export's
-    return CHUNK_BYTES // max(known * dtype.itemsize, 1)
+    wanted = CHUNK_BYTES.get(jax.default_backend(), OTHER_CHUNK_BYTES)
+    return max(1, wanted // max(known * dtype.itemsize, 1))
 
 
 def joint_losses(
@@ -469,7 +461,7 @@ def joint_losses(
 
     if chunk_frames is None:
         shape = (*batch_dims, columns, num_classes)
-        chunk_frames = max(1, _default_chunk_frames(shape, one_frame.dtype))
+        chunk_frames = _default_chunk_frames(shape, one_frame.dtype)
     else:
         chunk_frames = _checks.check_chunk_frames(chunk_frames)
     # As many chunks, and as even ones as there can be: the last has few frames once more.
