@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def varying_axes(x: Any) -> frozenset:
@@ -27,3 +28,9 @@ def unify_varying(*operands: jax.Array) -> list[jax.Array]:
         return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 - gone from newer versions
 
     return [cast(x) for x in operands]
+
+
+def zeros_like(x: jax.Array, dtype: Any = None) -> jax.Array:
+    """Zeros that are sharded and vary as `x` does, which older JAX's own do not."""
+    zeros, _ = unify_varying(jnp.zeros_like(x, dtype=dtype), x)
+    return zeros

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_mbrnnt._mesh import unify_varying
+from jax_mbrnnt._mesh import unify_varying, zeros_like
 from jax_mbrnnt._spec import NEXT_LABEL, Arc, Options
 
 Arcs = tuple[Arc, ...]
@@ -410,7 +410,7 @@ def nothing_but_a_tangent(
     logits, labels, logit_lengths, label_lengths, log_normalizers, posteriors, options
 ):
     """0 for every utterance, and the losses' derivative by logits that are not all of them."""
-    return jnp.zeros_like(jnp.sum(posteriors, axis=(-3, -2, -1)))
+    return zeros_like(jnp.sum(posteriors, axis=(-3, -2, -1)))
 
 
 @nothing_but_a_tangent.defjvp

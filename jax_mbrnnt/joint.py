@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks, _primitives, _reference
 from jax_mbrnnt._checks import Implementation, Utterances
-from jax_mbrnnt._mesh import unify_varying
+from jax_mbrnnt._mesh import unify_varying, zeros_like
 from jax_mbrnnt._reference import Stages
 from jax_mbrnnt._spec import Options
 
@@ -84,7 +84,7 @@ class _Chunks:
     def zeros(self, utterances: Utterances, *core_shape: int) -> jax.Array:
         """Numbers of every utterance: they vary over a mesh and are sharded as the lengths."""
         dtype = _reference.real_dtype(self.dtype)
-        zero = jnp.zeros_like(utterances.logit_lengths, dtype=dtype)
+        zero = zeros_like(utterances.logit_lengths, dtype)
         zero = jnp.expand_dims(zero, range(zero.ndim, zero.ndim + len(core_shape)))
         return jnp.zeros((*zero.shape[: -len(core_shape)], *core_shape), dtype) + zero
 
@@ -242,11 +242,11 @@ def _loss_backward(chunks, residuals, cotangents):
 
     def zeros(x):
         wide = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
-        return jnp.zeros_like(x, dtype=wide)
+        return zeros_like(x, wide)
 
     carry = Operands(
         jax.tree.map(zeros, floats.params),
-        jax.tree.map(jnp.zeros_like, floats.encoded),
+        jax.tree.map(zeros_like, floats.encoded),
         jax.tree.map(zeros, floats.predicted),
     )
     totals = chunks.loop(utterances, step, carry)
