@@ -124,6 +124,18 @@ def check_utterances(
 # ---- a joint network and its operands ---------------------------------------------------
 
 
+def check_joint(joint: Any) -> None:
+    if not callable(joint):
+        raise TypeError(f"joint: expected a function, got {joint!r}")
+    try:
+        hash(joint)
+    except TypeError:
+        raise TypeError(
+            f"joint: expected a hashable function, which is compiled once, got {joint!r}; what "
+            "cannot be hashed may go into params"
+        ) from None
+
+
 def check_joint_operand(
     name: str, tree: Any, batch_dims: tuple[Any, ...], size: int | None, axis_name: str
 ) -> tuple[Any, int]:

@@ -441,6 +441,7 @@ def joint_losses(
     implementation: Implementation,
 ) -> jax.Array:
     """Checks everything and computes the losses: see `multiblank_rnnt_joint_loss`."""
+    _checks.check_joint(joint)
     labels = jnp.asarray(labels)
     if labels.ndim < 1:
         raise ValueError(f"labels: expected shape [batch_dims..., U], got {labels.shape}")

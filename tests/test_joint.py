@@ -452,8 +452,10 @@ def test_joint_is_traced_with_chunks_alone() -> None:
     assert set(shapes) == {(B, 1, H), (B, 4, H)}
 
 
-def test_memory_is_that_of_a_chunk() -> None:
+def test_memory_is_that_of_a_chunk(pytestconfig: pytest.Config) -> None:
     """Nothing as large as the logits of all frames, and few things as large as a chunk's."""
+    if pytestconfig.getoption("backend") != "cpu":
+        pytest.skip("libraries' and the emulator's workspaces are not ours; see test_h100.py")
     b, t, u, v, h, c = 2, 64, 15, 512, 8, 2
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     params = zeros((h, v))
@@ -492,7 +494,8 @@ def test_default_chunk_is_bounded_in_bytes() -> None:
     arguments = jnp.float32(0), jnp.zeros((1, 1000, 1)), jnp.zeros((1, 11, 1))
     labels = jnp.zeros((1, 10), jnp.int32)
     jax.eval_shape(lambda *floats: multiblank_rnnt_joint_loss(joint, *floats, labels), *arguments)
-    wanted = module.CHUNK_BYTES["cpu"] // (11 * 1024 * 4)
+    wanted = module.CHUNK_BYTES.get(jax.default_backend(), module.OTHER_CHUNK_BYTES)
+    wanted //= 11 * 1024 * 4
     (frames,) = {shape[1] for shape in shapes} - {1}
     assert 0.9 * wanted <= frames <= wanted
 
@@ -711,8 +714,18 @@ def bad_joint(change: Callable[[jax.Array], Any]) -> Any:
     return lambda *operands: change(with_biases(*operands))
 
 
+class Unhashable(list):
+    def __call__(self, *operands: Any) -> jax.Array:
+        return with_biases(*operands)
+
+
 P0 = make_problem(25)
 WRONG: dict[str, tuple[Any, Any, dict[str, Any], type, str]] = {
+    "no function": (*(3, P0, {}, TypeError), r"joint: expected a function, got 3"),
+    "unhashable": (
+        *(Unhashable(), P0, {}, TypeError),
+        r"joint: expected a hashable function, .*, got .*; what cannot be hashed may go into params",
+    ),
     "frames": (
         *(with_biases, P0._replace(encoded=P0.encoded[0]), {}, ValueError),
         r"encoded: expected shape \[batch_dims..., T, ...\] = \[3, T, ...\], got \(7, 5\)",

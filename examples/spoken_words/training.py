@@ -1,5 +1,6 @@
 """Training: one compiled step, batches that depend on the step alone, checkpoints."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -22,6 +23,7 @@ def train(
     seed: int,
     checkpoints: pathlib.Path,
     on_step: Callable[[int, float], None],
+    chunked_joint: bool = False,
 ) -> tuple[Recogniser, list[float]]:
     """Trains a recogniser, from the last checkpoint on if there is one.
 
@@ -35,6 +37,7 @@ def train(
       seed: of the parameters, batches and noise.
       checkpoints: absolute path of the directory for them.
       on_step: called with the number of steps done and the loss after each step.
+      chunked_joint: whether the loss makes the logits a chunk of frames at a time.
 
     Returns:
       The recogniser and the loss of every step, in nats a character.
@@ -51,22 +54,24 @@ def train(
         for step in range(len(losses), recipe.steps):
             rng = np.random.default_rng((seed, step))
             batch = random_batch(rng, buckets, recipe.batch_size, recipe.feature_noise)
-            losses.append(float(train_step(recogniser, optimizer, batch)))
+            losses.append(float(train_step(recogniser, optimizer, batch, chunked_joint)))
             on_step(step + 1, losses[-1])
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 _save(manager, step + 1, recogniser, optimizer, losses)
     return recogniser, losses
 
 
-@nnx.jit
+@functools.partial(nnx.jit, static_argnames="chunked_joint")
 def train_step(
-    recogniser: Recogniser, optimizer: nnx.Optimizer[Recogniser], batch: Batch
+    recogniser: Recogniser,
+    optimizer: nnx.Optimizer[Recogniser],
+    batch: Batch,
+    chunked_joint: bool,
 ) -> jax.Array:
     """Updates the recogniser and returns the loss, in nats a character."""
 
     def loss_per_label(recogniser: Recogniser) -> jax.Array:
-        logits, lengths = recogniser(batch)
-        losses = recogniser.transducer(logits, batch.labels, lengths, batch.label_lengths)
+        losses = recogniser.losses(batch, chunked_joint)
         return losses.sum() / batch.label_lengths.sum()
 
     loss, gradients = nnx.value_and_grad(loss_per_label)(recogniser)
