@@ -49,9 +49,10 @@ VALUES = {
     "U": [10, 20, 40, 80, 160],
     "V": [64, 128, 256, 512, 1024, 2048, 4096],
     "H": [16, 64, 256, 640],
+    "C": [1, 2, 5, 10, 20, 50, 100, 200],  # frames a chunk, instead of the default
 }
 QUICK_BASE = Size(B=2, T=50, U=10, V=64, H=16)
-QUICK_VALUES = {"B": [1, 2], "V": [32, 64]}
+QUICK_VALUES = {"B": [1, 2], "V": [32, 64], "C": [5, 50]}
 HUGE = Size(B=8, T=1500, U=300, V=4096, H=64)
 PROGRAMS = ("whole", "chunked", "remat")
 FIELDS = ["axis", "value", *Size._fields, "chunk_frames", "program", "median_ms", "min_ms"]
@@ -91,14 +92,15 @@ def chunk_frames_of(operands: tuple[Any, ...]) -> int:
     return seen[-1]
 
 
-def compile_step(program: str, operands: tuple[Any, ...]) -> Any:
+def compile_step(program: str, operands: tuple[Any, ...], chunk_frames: int | None = None) -> Any:
     options: dict[str, Any] = {"big_blank_durations": BIG_BLANKS}
     if program == "whole":
         loss = lambda *x: multiblank_rnnt_loss(joint(*x[:3]), *x[3:], **options)  # noqa: E731
     elif program == "chunked":
+        options["chunk_frames"] = chunk_frames
         loss = functools.partial(multiblank_rnnt_joint_loss, joint, **options)
     else:
-        options["chunk_frames"] = chunk_frames_of(operands)
+        options["chunk_frames"] = chunk_frames or chunk_frames_of(operands)
         loss = functools.partial(rivals.remat_joint, joint, **options)
     step = jax.value_and_grad(lambda *x: loss(*x).mean(), argnums=(0, 1, 2))
     return jax.jit(step).lower(*operands).compile()
@@ -113,13 +115,13 @@ def compare(programs: dict[str, Any], operands: tuple[Any, ...]) -> None:
                 raise AssertionError(f"{name}: a gradient is off by {error:.1e}")
 
 
-def measure_size(size: Size, seconds: float) -> dict[str, dict[str, str]]:
+def measure_size(size: Size, chunk_frames: int | None, seconds: float) -> dict[str, dict[str, str]]:
     operands = make_operands(size)
-    programs = {name: compile_step(name, operands) for name in PROGRAMS}
+    programs = {name: compile_step(name, operands, chunk_frames) for name in PROGRAMS}
     compare(programs, operands)
     calls = {name: Call(program, lambda: operands) for name, program in programs.items()}
     interleave(calls, seconds, (3, 9))
-    chunk_frames = chunk_frames_of(operands)
+    chunk_frames = chunk_frames or chunk_frames_of(operands)
     results = {}
     for name, call in calls.items():
         temporary = programs[name].memory_analysis().temp_size_in_bytes
@@ -134,17 +136,19 @@ def measure_size(size: Size, seconds: float) -> dict[str, dict[str, str]]:
 
 def measure(quick: bool) -> list[dict[str, str]]:
     base, values = (QUICK_BASE, QUICK_VALUES) if quick else (BASE, VALUES)
-    done: dict[Size, dict[str, dict[str, str]]] = {}  # the base is on every axis
+    done: dict[Any, dict[str, dict[str, str]]] = {}  # the base is on every axis
     rows = []
-    print(f"{'size':36}{'logits, MB':>11}" + "".join(f"{p + ', ms':>13}" for p in PROGRAMS), end="")
+    print(f"{'size':40}{'logits, MB':>11}" + "".join(f"{p + ', ms':>13}" for p in PROGRAMS), end="")
     print("   temporary memory over logits")
     for axis, points in values.items():
         for value in points:
-            size = base._replace(**{axis: value})
-            if size not in done:
-                done[size] = measure_size(size, 0.3 if quick else 3)
-                print(describe(size, done[size]), flush=True)
-            for program, numbers in done[size].items():
+            chunk_frames = value if axis == "C" else None
+            size = base if axis == "C" else base._replace(**{axis: value})
+            key = size, chunk_frames
+            if key not in done:
+                done[key] = measure_size(*key, 0.3 if quick else 3)
+                print(describe(size, done[key]), flush=True)
+            for program, numbers in done[key].items():
                 row = {"axis": axis, "value": value, **size._asdict()}
                 row |= {"program": program, **numbers}
                 rows.append({key: str(x) for key, x in row.items()})
@@ -153,7 +157,8 @@ def measure(quick: bool) -> list[dict[str, str]]:
 
 def describe(size: Size, results: dict[str, dict[str, str]]) -> str:
     name = ", ".join(f"{key} {value}" for key, value in size._asdict().items())
-    line = f"{name:36}{size.bytes / 2**20:11.1f}"
+    name += f", C {results['chunked']['chunk_frames']}"
+    line = f"{name:40}{size.bytes / 2**20:11.1f}"
     line += "".join(f"{float(results[p]['median_ms']):13.1f}" for p in PROGRAMS)
     return (
         line + "   " + "  ".join(f"{float(results[p]['temp_over_logits']):.3f}" for p in PROGRAMS)
@@ -180,9 +185,10 @@ def draw(rows: list[dict[str, str]], base: Size, path: pathlib.Path) -> None:
         "remat": ("chunks, strong pure JAX", "#D55E00", "s", "-"),
     }
     titles = {"B": "batch B", "T": "frames T", "U": "labels U", "V": "classes V", "H": "width H"}
+    titles["C"] = "frames a chunk C"
     names = list(dict.fromkeys(row["axis"] for row in rows))
     figure, axes = plt.subplots(
-        2, len(names), figsize=(13, 6), sharey="row", sharex="col", layout="constrained"
+        2, len(names), figsize=(15, 6), sharey="row", sharex="col", layout="constrained"
     )
     for column, axis in enumerate(names):
         mine = [row for row in rows if row["axis"] == axis]
