@@ -25,7 +25,7 @@ def measure(shape: Shape, which: str) -> dict[str, float]:
     return json.loads(result.stdout)
 
 
-def _resident(key: str) -> int:
+def resident(key: str) -> int:
     """VmRSS, now, or VmHWM, its peak: in bytes."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
@@ -33,12 +33,12 @@ def _resident(key: str) -> int:
     raise KeyError(key)
 
 
-def _start() -> int:
+def start() -> int:
     # What making the logits and compiling left free would otherwise be taken again, unseen ...
     ctypes.CDLL(None).malloc_trim(0)
     # ... and their peak would hide ours.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
+    return resident("VmRSS")
 
 
 def main() -> None:
@@ -56,9 +56,9 @@ def main() -> None:
     problem = make_problem(arguments.shape)
     logits = jax.block_until_ready(problem.logits)
     program = jax.jit(problem.step(arguments.which, BIG_BLANKS)).lower(logits).compile()
-    before = _start()
+    before = start()
     results = jax.block_until_ready(program(logits))
-    growth = _resident("VmHWM") - before
+    growth = resident("VmHWM") - before
     del results
     temporary = program.memory_analysis().temp_size_in_bytes
     print(json.dumps({"growth": growth / logits.nbytes, "temp": temporary / logits.nbytes}))

@@ -7,6 +7,8 @@ log-probabilities of the arcs; the lattice behind them is the same.
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,33 @@ def strong_scan(
 ) -> jax.Array:
     """The strongest that we know: the gradient of the logits by hand, in one fused pass."""
     log_probs = _log_probs(logits, _next_labels(labels), 1 + len(big_blank_durations))
+    return _scan_diagonals(log_probs, logit_lengths, label_lengths, big_blank_durations)
+
+
+def remat_joint(
+    joint: Callable[..., jax.Array],
+    params: Any,
+    encoded: jax.Array,
+    predicted: jax.Array,
+    labels: jax.Array,
+    logit_lengths: jax.Array,
+    label_lengths: jax.Array,
+    big_blank_durations: tuple[int, ...],
+    chunk_frames: int,
+) -> jax.Array:
+    """`strong_scan` of a joint's logits: a scan over chunks of frames, each one checkpointed."""
+    batch, frames, width = encoded.shape
+    padded = jnp.pad(encoded, ((0, 0), (0, -frames % chunk_frames), (0, 0)))
+    chunks = jnp.moveaxis(padded.reshape(batch, -1, chunk_frames, width), 1, 0)
+    next_labels, num_blanks = _next_labels(labels), 1 + len(big_blank_durations)
+
+    @jax.checkpoint
+    def step(_, chunk: jax.Array):
+        return None, _log_probs(joint(params, chunk, predicted), next_labels, num_blanks)
+
+    _, stacked = jax.lax.scan(step, None, chunks)  # [chunks, A, B, C, U+1]
+    log_probs = jnp.moveaxis(stacked, 0, 2)
+    log_probs = log_probs.reshape(*log_probs.shape[:2], -1, log_probs.shape[-1])[:, :, :frames]
     return _scan_diagonals(log_probs, logit_lengths, label_lengths, big_blank_durations)
 
 

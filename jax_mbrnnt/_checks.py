@@ -7,13 +7,16 @@ into errors where the caller has asked for it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import operator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
+
+Implementation = Literal["ffi", "xla"] | None
 
 IMPLEMENTATIONS = (None, "ffi", "xla")
 _REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -34,7 +37,8 @@ class Utterances(NamedTuple):
         On a mesh in explicit mode the lengths become sharded as `nodes` is, if they are not:
         those that were filled in could not know.
         """
-        of_each = jnp.zeros_like(jnp.sum(nodes, axis=(-3, -2, -1)), dtype=jnp.int32)
+        core = tuple(range(self.logit_lengths.ndim, nodes.ndim))
+        of_each = jnp.zeros_like(jnp.sum(nodes, axis=core), dtype=jnp.int32)
         return Utterances(
             None if self.labels is None else _as_int32(self.labels),
             _as_int32(self.logit_lengths) + of_each,
@@ -90,7 +94,7 @@ def _check_integers(name: str, x: ArrayLike, shape: tuple[Any, ...], against: st
 
 
 def check_utterances(
-    nodes: jax.Array,
+    nodes: jax.Array | jax.ShapeDtypeStruct,
     nodes_name: str,
     labels: ArrayLike | None,
     logit_lengths: ArrayLike | None,
@@ -115,6 +119,71 @@ def check_utterances(
     )
     _check_known_values(utterances, nodes.shape)
     return utterances
+
+
+# ---- a joint network and its operands ---------------------------------------------------
+
+
+def check_joint(joint: Any) -> None:
+    if not callable(joint):
+        raise TypeError(f"joint: expected a function, got {joint!r}")
+    try:
+        hash(joint)
+    except TypeError:
+        raise TypeError(
+            f"joint: expected a hashable function, which is compiled once, got {joint!r}; what "
+            "cannot be hashed may go into params"
+        ) from None
+
+
+def check_joint_operand(
+    name: str, tree: Any, batch_dims: tuple[Any, ...], size: int | None, axis_name: str
+) -> tuple[Any, int]:
+    """A pytree of arrays `[batch_dims..., size, ...]`; its first leaf says the size if None."""
+    tree = jax.tree.map(jnp.asarray, tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(f"{name}: expected an array or a pytree of arrays, got {tree!r}")
+    num_batch = len(batch_dims)
+    for path, x in leaves:
+        expected = (*batch_dims, axis_name if size is None else size)
+        if x.ndim <= num_batch or x.shape[:num_batch] != batch_dims:
+            fits = False
+        else:
+            size = x.shape[num_batch] if size is None else size
+            fits = x.shape[num_batch] == size
+        if not fits:
+            shape = ", ".join(map(str, expected))
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)}: expected shape "
+                f"[batch_dims..., {axis_name}, ...] = [{shape}, ...], got {x.shape}"
+            )
+    assert size is not None
+    return tree, size
+
+
+def check_joint_logits(logits: Any, shape: tuple[Any, ...]) -> int:
+    """What a joint returned for a chunk, against `[batch_dims..., C, U+1]`; returns V."""
+    if not isinstance(logits, (jax.Array, jax.ShapeDtypeStruct)):
+        raise TypeError(f"joint: expected it to return one array of logits, got {logits!r}")
+    if logits.dtype.name not in _REAL_DTYPES:
+        raise TypeError(
+            f"joint: expected logits of dtype {' or '.join(_REAL_DTYPES)}, got {logits.dtype}"
+        )
+    if logits.ndim != len(shape) + 1 or logits.shape[:-1] != shape or logits.shape[-1] < 1:
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(
+            "joint: expected logits of shape [batch_dims..., C, U+1, V] = "
+            f"[{sizes}, V] for C = {shape[-2]} of the frames, got {logits.shape}"
+        )
+    return logits.shape[-1]
+
+
+def check_chunk_frames(chunk_frames: int) -> int:
+    chunk_frames = operator.index(chunk_frames)
+    if chunk_frames < 1:
+        raise ValueError(f"chunk_frames: expected at least 1, got {chunk_frames}")
+    return chunk_frames
 
 
 # ---- values ----------------------------------------------------------------------------

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks, _primitives, _reference
+from jax_mbrnnt._checks import Implementation
 from jax_mbrnnt._mesh import varying_axes
 from jax_mbrnnt._reference import Stages
 from jax_mbrnnt._spec import Arc, Options, validate_arcs
-
-Implementation = Literal["ffi", "xla"] | None
+from jax_mbrnnt.joint import Joint, joint_losses
 
 
 def _stages(implementation: Implementation) -> Stages:
@@ -290,6 +290,32 @@ class MultiblankRNNT(Options):
         """
         operands = self._operands(logits, labels, logit_lengths, label_lengths)
         return _losses_and_gradients(*operands, **self._static)
+
+    def joint_loss(
+        self,
+        joint: Joint,
+        params: Any,
+        encoded: Any,
+        predicted: Any,
+        labels: ArrayLike,
+        logit_lengths: ArrayLike | None = None,
+        label_lengths: ArrayLike | None = None,
+        *,
+        chunk_frames: int | None = None,
+    ) -> jax.Array:
+        """Losses `[batch_dims...]` of a joint's logits: see `multiblank_rnnt_joint_loss`."""
+        return joint_losses(
+            joint,
+            params,
+            encoded,
+            predicted,
+            labels,
+            logit_lengths,
+            label_lengths,
+            chunk_frames=chunk_frames,
+            options=self,
+            implementation=self.implementation,
+        )
 
     def arc_log_probs(
         self,

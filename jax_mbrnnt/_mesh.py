@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 if hasattr(jax.sharding, "reshard"):
@@ -34,6 +35,12 @@ def unify_varying(*operands: jax.Array) -> list[jax.Array]:
         return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 - gone from newer versions
 
     return [cast(x) for x in operands]
+
+
+def zeros_like(x: jax.Array, dtype: Any = None) -> jax.Array:
+    """Zeros that are sharded and vary as `x` does, which older JAX's own do not."""
+    zeros, _ = unify_varying(jnp.zeros_like(x, dtype=dtype), x)
+    return zeros
 
 
 def on_each_device(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_mbrnnt._mesh import unify_varying
+from jax_mbrnnt._mesh import unify_varying, zeros_like
 from jax_mbrnnt._spec import NEXT_LABEL, Arc, Options
 
 Arcs = tuple[Arc, ...]
@@ -373,16 +373,47 @@ def _loss_jvp(options, primals, tangents):
     log_probs, normalizers = arc_log_probs(*primals, arc_classes=arc_classes, sigma=options.sigma)
     losses, posteriors = lattice(log_probs, *lengths, arcs=options.arcs)
     normalizers, posteriors = map(checkpoint_name, (normalizers, posteriors), _KEPT)
+    tangent = loss_tangent(*primals, normalizers, posteriors, tangents[0], options)
+    return losses * (1 + options.fastemit_lambda), tangent
+
+
+def loss_tangent(
+    logits: jax.Array,
+    labels: jax.Array,
+    logit_lengths: jax.Array,
+    label_lengths: jax.Array,
+    log_normalizers: jax.Array,
+    posteriors: jax.Array,
+    tangent: jax.Array,
+    options: Options,
+) -> jax.Array:
+    """By how much the losses move when the logits move by `tangent`."""
     gradient = _real_logit_gradients(
-        *primals,
-        normalizers,
+        logits,
+        labels,
+        logit_lengths,
+        label_lengths,
+        log_normalizers,
         posteriors,
-        jnp.ones_like(losses),
-        arc_classes=arc_classes,
+        jnp.ones(posteriors.shape[:-3], posteriors.dtype),
+        arc_classes=options.arc_classes(logits.shape[-1]),
         fastemit_lambda=options.fastemit_lambda,
         clamp=options.clamp,
     )
     visited = jnp.any(posteriors != 0, axis=-1, keepdims=True)
-    moved = jnp.where(visited, tangents[0].astype(gradient.dtype), 0)
-    losses = losses * (1 + options.fastemit_lambda)
-    return losses, jnp.sum(gradient * moved, axis=(-3, -2, -1))
+    moved = jnp.where(visited, tangent.astype(gradient.dtype), 0)
+    return jnp.sum(gradient * moved, axis=(-3, -2, -1))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(6,))
+def nothing_but_a_tangent(
+    logits, labels, logit_lengths, label_lengths, log_normalizers, posteriors, options
+):
+    """0 for every utterance, and the losses' derivative by logits that are not all of them."""
+    return zeros_like(jnp.sum(posteriors, axis=(-3, -2, -1)))
+
+
+@nothing_but_a_tangent.defjvp
+def _nothing_but_a_tangent_jvp(options, primals, tangents):
+    # The normalizers and posteriors are those of these logits: this tangent is for all of it.
+    return nothing_but_a_tangent(*primals, options), loss_tangent(*primals, tangents[0], options)

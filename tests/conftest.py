@@ -34,6 +34,7 @@ OF_VALUES = {
     "test_edges",
     "test_enumeration",
     "test_fuzz",
+    "test_joint",
     "test_kernels",
     "test_large",
     "test_laws",

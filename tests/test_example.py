@@ -73,6 +73,20 @@ def test_quick_synthetic_run_and_resume(tmp_path: pathlib.Path) -> None:
         assert (tmp_path / picture).read_bytes().startswith(_PNG_SIGNATURE)
 
 
+def test_chunked_joint_learns_the_same(tmp_path: pathlib.Path) -> None:
+    curves = []
+    for flag in ((), ("--chunked-joint",)):
+        output = tmp_path / "".join(("run", *flag))
+        finished = _run("--quick", "--synthetic", "--steps", "12", "--output", str(output), *flag)
+        assert finished.returncode == 0, finished.stderr
+        recognisers = json.loads((output / "results.json").read_text())["recognisers"]
+        curves.append({name: r["training_losses"] for name, r in recognisers.items()})
+    whole, chunked = curves
+    for name, losses in whole.items():
+        assert chunked[name] == pytest.approx(losses, rel=1e-3)
+        assert losses[-1] < 0.9 * losses[0]
+
+
 def test_missing_recordings_name_the_package(tmp_path: pathlib.Path) -> None:
     finished = _run("--recordings", str(tmp_path / "nowhere"), "--output", str(tmp_path))
 

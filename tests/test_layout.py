@@ -18,9 +18,10 @@ MODULES: dict[str, set[str]] = {
     "_ffi": {"_cpu", "_cuda"},
     "_primitives": {"_ffi", "_mesh", "_reference", "_spec"},
     "_checks": set(),
-    "_loss": {"_checks", "_mesh", "_primitives", "_reference", "_spec"},
+    "joint": {"_checks", "_mesh", "_primitives", "_reference", "_spec"},
+    "_loss": {"_checks", "_mesh", "_primitives", "_reference", "_spec", "joint"},
     "decoding": {"_spec"},
-    "__init__": {"_spec", "_loss", "decoding"},
+    "__init__": {"_spec", "_loss", "decoding", "joint"},
 }
 KNOW_NO_JAX = {"_spec"}
 STANDARD_HEADER = r"<(sys/)?[a-z_0-9]+(\.h)?>"  # of C++ or POSIX, none of a framework's

@@ -354,6 +354,70 @@ def test_gradients_of_the_twin_on_many_devices(way: Callable[..., Program]) -> N
     assert_expected(program.step(*program.operands), "value_and_grad")
 
 
+# ---- the loss of a joint -----------------------------------------------------------------
+
+
+def joint_loss_by(implementation: Implementation) -> Loss:
+    """Chunks of 2 of the 5 frames; the frames' features are those of all nodes."""
+    model = MultiblankRNNT(**OPTIONS, implementation=implementation)
+
+    def joint(weights: jax.Array, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+        return encoded @ weights + predicted[..., None, :, :]
+
+    def losses(weights: jax.Array, case: Case) -> jax.Array:
+        predicted = jnp.zeros_like(case.logits[..., 0, :, :1])
+        operands = weights, case.logits, predicted, *case[1:]
+        return model.joint_loss(joint, *operands, chunk_frames=2)
+
+    return losses
+
+
+def assert_chunks_are_local(program: Program, text: str) -> None:
+    batch = len(program.local)
+    for call in kernel_calls(text):
+        assert call.operands[0][:batch] == program.local
+        frames = 5 if call.stage.startswith("lattice") else 2
+        assert call.operands[0][batch:-1] == (frames, 4)
+    # Of the weights' gradient, of the value, and of how many chunks there are.
+    assert collectives(text).keys() <= {"all-reduce"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_losses_of_a_joint_on_many_devices(way: Callable[..., Program]) -> None:
+    program = way("losses", joint_loss_by("ffi"))
+    assert_chunks_are_local(program, compiled_text(program.step, *program.operands))
+    assert_expected(program.step(*program.operands), "losses")
+
+
+@pytest.mark.parametrize("way", [*WAYS, *WAYS_TO_A_GRADIENT])
+def test_gradients_of_a_joint_on_many_devices(way: Callable[..., Program]) -> None:
+    program = way("value_and_grad", joint_loss_by("ffi"))
+    assert_chunks_are_local(program, compiled_text(program.step, *program.operands))
+    assert_expected(program.step(*program.operands), "value_and_grad")
+
+
+@pytest.mark.parametrize("implementation", ["ffi", "xla"])
+@pytest.mark.parametrize("way", [by_shard_map, by_grad_inside_shard_map, by_pmap])
+def test_weights_of_a_joint_are_reduced_once(
+    way: Callable[..., Program], implementation: Implementation
+) -> None:
+    """Where the devices are programmed one by one: after the loop over the chunks, not in it."""
+    program = way("value_and_grad", joint_loss_by(implementation))
+    text = compiled_text(program.step, *program.operands)
+    assert_only_reduces(text, program.all_reduces)
+    assert_expected(program.step(*program.operands), "value_and_grad")
+
+
+@pytest.mark.parametrize("axes", [("data",), (("data", "model"),)], ids=str)
+def test_joint_on_an_explicit_mesh(axes: tuple[Any, ...]) -> None:
+    reference = expected()["value_and_grad"]  # outside of the mesh
+    with explicit(data=4, model=2) as mesh:
+        operands = typed(mesh, *axes)
+        step = jax.jit(asked("value_and_grad", joint_loss_by("ffi")))
+        assert collectives(compiled_text(step, *operands)).keys() <= {"all-reduce"}
+        assert_close_trees(step(*operands), reference)
+
+
 # ---- explicit meshes -------------------------------------------------------------------
 
 

@@ -91,14 +91,33 @@ class Recogniser(nnx.Module):
         """Maps `[..., H]` of the encoder and of the prediction network to logits `[..., V]`."""
         return self.output(jnp.tanh(encoded + predicted))
 
-    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Returns the logits `[B, T, U + 1, V]` of the whole lattice and the lengths `[B]` in T."""
+    def inputs_of_joint(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the encoded frames `[B, T, H]`, the predictions `[B, U + 1, H]`, the lengths."""
         encoded, lengths = self.encoder(batch)
         context, labels = self.prediction.context, jnp.asarray(batch.labels)
         padded = jnp.pad(labels, ((0, 0), (context, 0)), constant_values=self.blank)
         recent = jnp.arange(labels.shape[1] + 1)[:, None] + jnp.arange(context)
-        predicted = self.prediction(padded[:, recent])
+        return encoded, self.prediction(padded[:, recent]), lengths
+
+    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns the logits `[B, T, U + 1, V]` of the whole lattice and the lengths `[B]` in T."""
+        encoded, predicted, lengths = self.inputs_of_joint(batch)
         return self.joint(encoded[:, :, None], predicted[:, None]), lengths
+
+    def losses(self, batch: Batch, chunked_joint: bool) -> jax.Array:
+        """Returns the losses `[B]`, from all logits at once or, the same, a chunk at a time."""
+        if not chunked_joint:
+            logits, lengths = self(batch)
+            return self.transducer(logits, batch.labels, lengths, batch.label_lengths)
+        encoded, predicted, lengths = self.inputs_of_joint(batch)
+        graph, params = nnx.split(self.output)
+
+        def joint(params: nnx.State, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+            output = nnx.merge(graph, params)
+            return output(jnp.tanh(encoded[:, :, None] + predicted[:, None]))
+
+        operands = encoded, predicted, batch.labels, lengths, batch.label_lengths
+        return self.transducer.joint_loss(joint, params, *operands)
 
     def decode(self, batch: Batch) -> GreedyDecoding:
         """Recognises the utterances (no label is looked at), taking the best class at each node."""

@@ -65,6 +65,8 @@ class Options:
     """Of the utterances, parameters, batches and noise."""
     output: pathlib.Path = pathlib.Path("spoken_words_output")
     """Directory for pictures, results.json and checkpoints."""
+    chunked_joint: bool = False
+    """Hand the loss the joint network: the same training in less memory, no logits are kept."""
     resume: bool = False
     """Go on from the checkpoints in the output directory instead of starting anew."""
     devices: int = 1
@@ -107,7 +109,7 @@ def main(options: Options) -> None:
     recognisers, losses, evaluations = {}, {}, {}
     for name, transducer in transducers.items():
         recognisers[name], losses[name] = train_with_progress_bar(
-            name, recipe, transducer, training_buckets, options.seed, output / "checkpoints", mesh
+            name, recipe, transducer, training_buckets, options, output / "checkpoints", mesh
         )
         with console.status(f"Testing {name}"):
             evaluations[name] = evaluate(recognisers[name], test_bucket, recipe.batch_size)
@@ -182,7 +184,7 @@ def train_with_progress_bar(
     recipe: Recipe,
     transducer: MultiblankRNNT,
     buckets: list[Bucket],
-    seed: int,
+    options: Options,
     checkpoints: pathlib.Path,
     mesh: Mesh,
 ) -> tuple[Recogniser, list[float]]:
@@ -193,7 +195,10 @@ def train_with_progress_bar(
         def show(step: int, loss: float) -> None:
             progress.update(task, completed=step, loss=loss)
 
-        return train(recipe, transducer, buckets, seed, checkpoints / name, mesh, show)
+        directory = checkpoints / name
+        return train(
+            recipe, transducer, buckets, options.seed, directory, mesh, show, options.chunked_joint
+        )
 
 
 def open_checkpoints(directory: pathlib.Path, options: Options, recipe: Recipe) -> None:

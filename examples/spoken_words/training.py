@@ -1,5 +1,6 @@
 """Training: one compiled step, batches that depend on the step alone, checkpoints."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,7 @@ def train(
     checkpoints: pathlib.Path,
     mesh: Mesh,
     on_step: Callable[[int, float], None],
+    chunked_joint: bool = False,
 ) -> tuple[Recogniser, list[float]]:
     """Trains a recogniser, from the last checkpoint on if there is one.
 
@@ -39,6 +41,7 @@ def train(
       checkpoints: absolute path of the directory for them.
       mesh: the devices that share the utterances of a batch.
       on_step: called with the number of steps done and the loss after each step.
+      chunked_joint: whether the loss makes the logits a chunk of frames at a time.
 
     Returns:
       The recogniser, on one device, and the loss of every step, in nats a character.
@@ -57,7 +60,7 @@ def train(
             rng = np.random.default_rng((seed, step))
             batch = random_batch(rng, buckets, recipe.batch_size, recipe.feature_noise)
             batch = devices.spread(mesh, batch)
-            losses.append(float(train_step(recogniser, optimizer, batch)))
+            losses.append(float(train_step(recogniser, optimizer, batch, chunked_joint)))
             on_step(step + 1, losses[-1])
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 _save(manager, step + 1, recogniser, optimizer, losses)
@@ -65,15 +68,17 @@ def train(
     return recogniser, losses
 
 
-@nnx.jit
+@functools.partial(nnx.jit, static_argnames="chunked_joint")
 def train_step(
-    recogniser: Recogniser, optimizer: nnx.Optimizer[Recogniser], batch: Batch
+    recogniser: Recogniser,
+    optimizer: nnx.Optimizer[Recogniser],
+    batch: Batch,
+    chunked_joint: bool,
 ) -> jax.Array:
     """Updates the recogniser and returns the loss, in nats a character."""
 
     def loss_per_label(recogniser: Recogniser) -> jax.Array:
-        logits, lengths = recogniser(batch)
-        losses = recogniser.transducer(logits, batch.labels, lengths, batch.label_lengths)
+        losses = recogniser.losses(batch, chunked_joint)
         return losses.sum() / batch.label_lengths.sum()
 
     loss, gradients = nnx.value_and_grad(loss_per_label)(recogniser)
