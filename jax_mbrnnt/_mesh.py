@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-if hasattr(jax.sharding, "reshard"):
-    _reshard = jax.sharding.reshard
-else:  # older JAX
-    from jax.experimental.shard import reshard as _reshard
+try:
+    from jax.sharding import reshard
+except ImportError:  # older JAX
+    from jax.experimental.shard import reshard  # type: ignore[import-not-found,no-redef]
 
 
 def varying_axes(x: Any) -> frozenset:
@@ -62,6 +62,5 @@ def on_each_device(
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == AxisType.Explicit
     }
-    operands = [_reshard(x, NamedSharding(mesh, spec)) for x in operands]
     split = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=explicit)
-    return split(*operands)
+    return split(*(reshard(x, NamedSharding(mesh, spec)) for x in operands))
