@@ -350,7 +350,7 @@ class Problem {
                           betas.data(),
                           nullptr};
     cpu::ComputeArcLogProbs(host.ArcLogProbs(logits.data()), InThreads);
-    cpu::ComputeLattice(host.LatticeLosses(/*with_posteriors=*/true), InThreads);
+    cpu::ComputeLattice(host.LatticeLosses(/*with_posteriors=*/true), InThreads, /*num_threads=*/2);
     cpu::ComputeLogitGradients(host.LogitGradients(logits.data(), expected.gradients.data()),
                                InThreads);
     return expected;

@@ -23,7 +23,7 @@ struct Cpu {
   }
   template <typename T>
   static ffi::Error Run(ffi::ThreadPool pool, const LatticeStage<T>& stage) {
-    ComputeLattice(stage, On(pool));
+    ComputeLattice(stage, On(pool), pool.num_threads());
     return ffi::Error::Success();
   }
   template <typename L>

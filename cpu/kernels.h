@@ -15,8 +15,10 @@ using ParallelFor = std::function<void(int64_t n, const LoopBody& body)>;
 template <typename L>
 void ComputeArcLogProbs(const ArcLogProbsStage<L>& stage, const ParallelFor& parallel_for);
 
+// `num_threads` only decides what is done side by side.
 template <typename T>
-void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for);
+void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for,
+                    int64_t num_threads);
 
 template <typename L>
 void ComputeLogitGradients(const LogitGradientsStage<L>& stage, const ParallelFor& parallel_for);

@@ -188,38 +188,84 @@ class PosteriorFrame {
   ScaledRows<T> alphas_, betas_, ones_;
 };
 
-}  // namespace
-
+// What there is to do for one utterance: posteriors last.
 template <typename T>
-void ComputeLattice(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
-  const int64_t nodes = s.batch.NodesPerUtterance(), max_frames = s.batch.max_frames;
-  // Alphas and betas do not wait for each other: a task is one direction of one utterance.
-  const int64_t directions = s.posteriors ? 2 : 1;
-  parallel_for(s.batch.size * directions, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t b = task / directions;
-      const Lattice<T> lattice = s.LatticeOf(b);
-      if (task % directions == 0) {
-        s.likelihoods[b] = lattice.extent.valid ? Walk<T, true>(lattice).Run(s.Of(s.alphas, b))
-                                                : Scaled<T>{T(NAN), T(0)};
-        s.losses[b] = -Log(s.likelihoods[b]);
-      } else if (lattice.extent.valid) {
-        Walk<T, false>(lattice).Run(s.Of(s.betas, b));
-      }
-    }
-  });
-  if (!s.posteriors) return;
-  parallel_for(s.batch.size * max_frames, [&](int64_t begin, int64_t end) {
-    PosteriorFrame<T> posteriors(s.batch.columns);
-    for (int64_t frame = begin; frame < end; ++frame) {
-      const int64_t b = frame / max_frames;
-      posteriors.Write(s.LatticeOf(b), s.Of(s.alphas, b), s.Of(s.betas, b), s.likelihoods[b],
-                       frame % max_frames, s.posteriors + b * nodes * s.table.size);
+class Utterance {
+ public:
+  Utterance(const LatticeStage<T>& stage, int64_t b)
+      : s_(stage),
+        b_(b),
+        lattice_(stage.LatticeOf(b)),
+        alphas_(stage.Of(stage.alphas, b)),
+        betas_(stage.Of(stage.betas, b)) {}
+
+  void WriteAlphas() const {
+    s_.likelihoods[b_] =
+        lattice_.extent.valid ? Walk<T, true>(lattice_).Run(alphas_) : Scaled<T>{T(NAN), T(0)};
+    s_.losses[b_] = -Log(s_.likelihoods[b_]);
+  }
+  void WriteBetas() const {
+    if (lattice_.extent.valid) Walk<T, false>(lattice_).Run(betas_);
+  }
+  void WritePosteriors(int64_t t, PosteriorFrame<T>& frame) const {
+    T* posteriors = s_.posteriors + b_ * s_.batch.NodesPerUtterance() * s_.table.size;
+    frame.Write(lattice_, alphas_, betas_, s_.likelihoods[b_], t, posteriors);
+  }
+
+ private:
+  const LatticeStage<T>& s_;
+  const int64_t b_;
+  const Lattice<T> lattice_;
+  const NodeNumbers<T> alphas_, betas_;
+};
+
+// A task is an utterance: each thread is woken once.
+template <typename T>
+void ComputeByUtterances(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
+  parallel_for(s.batch.size, [&](int64_t begin, int64_t end) {
+    PosteriorFrame<T> frame(s.batch.columns);
+    for (int64_t b = begin; b < end; ++b) {
+      const Utterance<T> utterance(s, b);
+      utterance.WriteAlphas();
+      if (!s.posteriors) continue;
+      utterance.WriteBetas();
+      for (int64_t t = 0; t < s.batch.max_frames; ++t) utterance.WritePosteriors(t, frame);
     }
   });
 }
 
-template void ComputeLattice(const LatticeStage<float>&, const ParallelFor&);
-template void ComputeLattice(const LatticeStage<double>&, const ParallelFor&);
+// A task is a direction of an utterance, then a frame: alphas and betas do not wait for each
+// other, nor frames' posteriors.
+template <typename T>
+void ComputeByDirections(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
+  parallel_for(2 * s.batch.size, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const Utterance<T> utterance(s, task / 2);
+      task % 2 == 0 ? utterance.WriteAlphas() : utterance.WriteBetas();
+    }
+  });
+  const int64_t max_frames = s.batch.max_frames;
+  parallel_for(s.batch.size * max_frames, [&](int64_t begin, int64_t end) {
+    PosteriorFrame<T> frame(s.batch.columns);
+    for (int64_t task = begin; task < end; ++task) {
+      Utterance<T>(s, task / max_frames).WritePosteriors(task % max_frames, frame);
+    }
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for,
+                    int64_t num_threads) {
+  if (!stage.posteriors || stage.batch.size >= 2 * num_threads) {
+    ComputeByUtterances(stage, parallel_for);
+  } else {
+    ComputeByDirections(stage, parallel_for);
+  }
+}
+
+template void ComputeLattice(const LatticeStage<float>&, const ParallelFor&, int64_t);
+template void ComputeLattice(const LatticeStage<double>&, const ParallelFor&, int64_t);
 
 }  // namespace mbrnnt::cpu

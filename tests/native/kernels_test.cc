@@ -38,7 +38,7 @@ struct CpuRoom {
   }
   template <typename T>
   static void Run(const LatticeStage<T>& stage) {
-    cpu::ComputeLattice(stage, InShuffledPieces);
+    cpu::ComputeLattice(stage, InShuffledPieces, /*num_threads=*/random_bits() % 2 ? 1 : 1000);
   }
   template <typename L>
   static void Run(const LogitGradientsStage<L>& stage) {
