@@ -162,6 +162,8 @@ if ((dry_run)); then
   run "value_and_grad (CPU)" 200 "$dir/benchmarks.log" bash -c \
     "set -o pipefail; python3 benchmarks/gpu.py --shapes small --seconds 120 --rounds 3 \
       --csv '$dir/gpu.csv' ${espnet:+--espnet '$espnet'} | tee '$work/gpu.txt'"
+  run "joint (CPU)" 60 "$dir/benchmarks.log" bash -c \
+    "set -o pipefail; python3 benchmarks/joint.py --large --quick | tee '$work/joint.txt'"
 else
   [[ -x "$work/cuda_test" ]] && run "cuda_test" 40 "$dir/native.log" "$work/cuda_test"
   [[ -x "$work/kernels" ]] && run "kernels" 110 "$dir/benchmarks.log" bash -c \
@@ -171,6 +173,8 @@ else
   run "value_and_grad" 225 "$dir/benchmarks.log" bash -c \
     "set -o pipefail; python3 benchmarks/gpu.py --seconds 200 --csv '$dir/gpu.csv' \
       ${bandwidth[*]} ${espnet:+--espnet '$espnet'} | tee '$work/gpu.txt'"
+  run "joint" 60 "$dir/benchmarks.log" bash -c \
+    "set -o pipefail; python3 benchmarks/joint.py --large | tee '$work/joint.txt'"
 fi
 
 # ---- Tests and sanitizers, side by side: neither is timed -----------------------------------
@@ -242,7 +246,7 @@ done
   cat "$work/facts"
   echo
   cat "$work/rows"
-  for table in kernels gpu ncu; do
+  for table in kernels gpu joint ncu; do
     [[ -s "$work/$table.txt" ]] && echo && cat "$work/$table.txt"
   done
   echo
