@@ -89,7 +89,10 @@ class Recogniser(nnx.Module):
 
     def joint(self, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
         """Maps `[..., H]` of the encoder and of the prediction network to logits `[..., V]`."""
-        return self.output(jnp.tanh(encoded + predicted))
+        hidden = jnp.tanh(encoded + predicted)
+        # As rows: else XLA's CPU compiler transposes the logits' gradient for that of the weights.
+        logits = self.output(hidden.reshape(-1, hidden.shape[-1]))
+        return logits.reshape(*hidden.shape[:-1], -1)
 
     def inputs_of_joint(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns the encoded frames `[B, T, H]`, the predictions `[B, U + 1, H]`, the lengths."""
