@@ -175,6 +175,7 @@ def _stage(
     twin: Callable[..., Any],
     attributes: Callable[..., dict[str, Any]],
     aliases: dict[int, int] | None = None,
+    out_of_place_on: tuple[str, ...] = (),
     workspace: Callable[..., Sequence[Aval]] = lambda *_, **__: (),
 ) -> Callable[..., Any]:
     """Makes a stage's primitive and returns the function that binds it."""
@@ -189,9 +190,8 @@ def _stage(
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
 
     mlir.register_lowering(primitive, _twin_lowering(twin, "this platform"))
-    # The kernels are right in place and not. XLA's GPU compiler turns an alias into the same
-    # buffer; its CPU compiler copies the operand first, and a copy costs more than it saves.
-    for platform, in_place in {"cpu": {}, "cuda": aliases or {}}.items():
+    for platform in ("cpu", "cuda"):
+        in_place = {} if platform in out_of_place_on else aliases or {}  # right either way
         if platform in _ffi.MODULES:
             needed = functools.partial(workspace, module=_ffi.MODULES[platform])
             lower = _kernel_lowering(_ffi.TARGETS[name], attributes, in_place, needed)
@@ -297,6 +297,9 @@ _logit_gradients = _stage(
         "clamp": np.float64(clamp),
     },
     aliases={0: 0},  # the gradient overwrites logits that die here
+    # XLA's CPU compiler copies logits that are the caller's or a product's before they may be
+    # overwritten, and a copy costs more than it saves.
+    out_of_place_on=("cpu",),
 )
 
 
