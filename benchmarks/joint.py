@@ -12,7 +12,6 @@ memory is XLA's own count. The joint is `tanh(encoded + predicted) @ W + b`, flo
 """
 
 import argparse
-import csv
 import functools
 import pathlib
 import time
@@ -26,6 +25,7 @@ import memory
 import rivals
 from jax_mbrnnt import multiblank_rnnt_joint_loss, multiblank_rnnt_loss
 from programs import BIG_BLANKS
+from tables import dress, write_csv
 from timing import Call, interleave
 
 
@@ -172,19 +172,11 @@ def describe(size: Size, results: dict[str, dict[str, str]]) -> str:
     )
 
 
-def write_csv(rows: list[dict[str, str]], path: pathlib.Path) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def draw(rows: list[dict[str, str]], base: Size, path: pathlib.Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     looks = {
         "whole": ("all logits, kernels", "#666666", "^", "--"),
@@ -210,15 +202,7 @@ def draw(rows: list[dict[str, str]], base: Size, path: pathlib.Path) -> None:
                     ratios = [float(row["temp_over_logits"]) for row in points]
                     y = [s.bytes * r / 2**20 for s, r in zip(sizes, ratios, strict=True)]
                 plot.plot(x, y, line, color=colour, marker=marker, markersize=4.5, label=label)
-            plot.set_xscale("log", base=2)
-            plot.set_yscale("log")
-            plot.xaxis.set_major_locator(FixedLocator(ticks))
-            plot.xaxis.set_minor_locator(NullLocator())
-            plot.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            plot.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            plot.tick_params(labelsize=8.5)
-            plot.grid(True, which="major", color="#dddddd", linewidth=0.7)
-            plot.spines[["top", "right"]].set_visible(False)
+            dress(plot, ticks)
         axes[-1, column].set_xlabel(titles[axis])
     axes[0, 0].set_ylabel("value and gradient, ms")
     axes[1, 0].set_ylabel("temporary memory, MiB")
@@ -296,7 +280,7 @@ def main() -> None:
         measure_large(size, chunks, 1 if arguments.quick else 20)
         return
     rows = measure(arguments.quick)
-    write_csv(rows, arguments.out / "joint.csv")
+    write_csv(FIELDS, rows, arguments.out / "joint.csv")
     draw(rows, QUICK_BASE if arguments.quick else BASE, arguments.out / "joint.png")
 
 

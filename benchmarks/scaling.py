@@ -6,7 +6,6 @@ Each number of threads has a process of its own, bound to as many cores before J
 """
 
 import argparse
-import csv
 import json
 import os
 import pathlib
@@ -17,6 +16,7 @@ import numpy as np
 
 import floor
 from programs import BIG_BLANKS, Shape
+from tables import dress, write_csv
 
 BASE: Shape = (2, 200, 41, 256)
 AXES = ("B", "T", "U", "V")
@@ -103,19 +103,11 @@ def measure(quick: bool) -> list[dict[str, str]]:
     return rows
 
 
-def write_csv(rows: list[dict[str, str]], path: pathlib.Path) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def draw(rows: list[dict[str, str]], path: pathlib.Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     looks = {
         "ours": ("this package", "#0072B2", "o", "-"),
@@ -135,16 +127,8 @@ def draw(rows: list[dict[str, str]], path: pathlib.Path) -> None:
             x = [int(row["value"]) for row in points]
             y = [float(row["median_ms"]) for row in points]
             plot.plot(x, y, line, color=colour, marker=marker, markersize=4.5, label=label)
-        plot.set_xscale("log", base=2)
-        plot.set_yscale("log")
-        plot.xaxis.set_major_locator(FixedLocator(ticks))
-        plot.xaxis.set_minor_locator(NullLocator())
-        plot.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        plot.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        plot.tick_params(labelsize=8.5)
+        dress(plot, ticks)
         plot.set_xlabel(titles.get(axis, axis))
-        plot.grid(True, which="major", color="#dddddd", linewidth=0.7)
-        plot.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlim(0.8, 1.25 * ticks[-1])
     axes[0].set_ylabel("value and gradient, ms")
     figure.suptitle(
@@ -162,7 +146,7 @@ def draw(rows: list[dict[str, str]], path: pathlib.Path) -> None:
 def run(quick: bool, out: pathlib.Path) -> list[str]:
     """Writes both files; returns what there is to say of it."""
     rows = measure(quick)
-    write_csv(rows, out / "scaling.csv")
+    write_csv(FIELDS, rows, out / "scaling.csv")
     lines = ["Threads, ms at B = {B}, T = {T}, U = {U}, V = {V}:".format(**rows[0])]
     for program in PROGRAMS:
         threads = [r for r in rows if r["axis"] == "threads" and r["program"] == program]

@@ -15,7 +15,7 @@ void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& paralle
       const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
       const Extent extent = s.batch.ExtentOf(b);
       const int32_t* labels = s.batch.LabelsOf(s.labels, b);
-      const int64_t inside = t < extent.frames ? extent.labels + 1 : 0;
+      const int64_t inside = extent.ColumnsAt(t);
       const L* logits = s.logits + row * columns * s.num_classes;
       T* normalizers = s.log_normalizers + row * columns;
       T* arc_log_probs = s.arc_log_probs + row * columns * num_arcs;

@@ -147,7 +147,7 @@ class PosteriorFrame {
              Scaled<T> likelihood, int64_t t, T* posteriors) {
     const Extent extent = lattice.extent;
     const int64_t num_arcs = lattice.table.size;
-    const int64_t inside = t < extent.frames ? extent.labels + 1 : 0;
+    const int64_t inside = extent.ColumnsAt(t);
     T* row = posteriors + t * lattice.columns * num_arcs;
     const ScaledRow<T> alpha = alphas_.Row(0), beta = betas_.Row(0);
     for (int a = 0; a < num_arcs; ++a) {

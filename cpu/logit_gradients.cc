@@ -102,7 +102,7 @@ void ComputeLogitGradients(const LogitGradientsStage<L>& s, const ParallelFor& p
       const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
       const Extent extent = s.batch.ExtentOf(b);
       const int32_t* labels = s.batch.LabelsOf(s.labels, b);
-      const int64_t inside = t < extent.frames ? extent.labels + 1 : 0;
+      const int64_t inside = extent.ColumnsAt(t);
       for (int64_t u = 0; u < inside; ++u) {
         WriteRow(s, loops, row * columns + u, labels, u, extent.labels, s.cotangents[b]);
       }

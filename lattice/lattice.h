@@ -45,6 +45,8 @@ struct Extent {
   MBRNNT_HD bool Contains(int64_t t, int64_t u) const {
     return t >= 0 && t < frames && u >= 0 && u <= labels;
   }
+  // How many of a frame's columns are nodes: the first ones.
+  MBRNNT_HD int64_t ColumnsAt(int64_t t) const { return t < frames ? labels + 1 : 0; }
 };
 
 // A padded batch: `size` blocks of [max_frames, columns] nodes, columns = max U + 1.
