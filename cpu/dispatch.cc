@@ -6,7 +6,7 @@
 namespace mbrnnt::cpu {
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 Isa BestIsa() {
   const char* wanted = std::getenv("JAX_MBRNNT_CPU_ISA");
@@ -19,6 +19,8 @@ Isa BestIsa() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (avx512_bf16 && may_be("avx512_bf16")) return Isa::kAvx512Bf16;
   if (avx512 && may_be("avx512")) return Isa::kAvx512;
   if (avx2 && may_be("avx2")) return Isa::kAvx2;
 #endif
@@ -37,6 +39,8 @@ template <typename L>
 RowLoops<L> BestRowLoops() {
   switch (ChosenIsa()) {
 #ifdef MBRNNT_HAS_X86
+    case Isa::kAvx512Bf16:
+      return avx512_bf16::ForRows<L>();
     case Isa::kAvx512:
       return avx512::ForRows<L>();
     case Isa::kAvx2:
@@ -51,6 +55,8 @@ template <typename T>
 LatticeLoops<T> BestLatticeLoops() {
   switch (ChosenIsa()) {
 #ifdef MBRNNT_HAS_X86
+    case Isa::kAvx512Bf16:
+      return avx512_bf16::ForLattices<T>();
     case Isa::kAvx512:
       return avx512::ForLattices<T>();
     case Isa::kAvx2:

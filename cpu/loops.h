@@ -53,7 +53,7 @@ struct LatticeLoops {
 };
 
 // The best loops that this processor runs, or those that the environment variable
-// JAX_MBRNNT_CPU_ISA names (baseline, avx2, avx512), if it runs them.
+// JAX_MBRNNT_CPU_ISA names (baseline, avx2, avx512, avx512_bf16), if it runs them.
 template <typename L>
 RowLoops<L> BestRowLoops();
 template <typename T>
@@ -70,6 +70,7 @@ LatticeLoops<T> BestLatticeLoops();
 MBRNNT_DECLARE_LOOPS(baseline)
 MBRNNT_DECLARE_LOOPS(avx2)
 MBRNNT_DECLARE_LOOPS(avx512)
+MBRNNT_DECLARE_LOOPS(avx512_bf16)
 #undef MBRNNT_DECLARE_LOOPS
 
 }  // namespace mbrnnt::cpu

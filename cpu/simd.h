@@ -109,7 +109,15 @@ MBRNNT_HD Pair<float> LoadPair(const BFloat16* from) {
 }
 template <>
 MBRNNT_HD void StorePair(BFloat16* to, Pair<float> pair) {
+#if defined(__AVX512BF16__)
+  // One instruction rounds both, to the halves of a register (and denormals to 0).
+  Vec<int16_t> interleaved;
+  for (int i = 0; i < kLanes<int16_t>; ++i) interleaved[i] = i / 2 + i % 2 * kLanes<float>;
+  const auto halves = BitCast<__m512i>(_mm512_cvtne2ps_pbh(pair.b, pair.a));
+  const __m512i bits = _mm512_permutexvar_epi16(BitCast<__m512i>(interleaved), halves);
+#else
   const auto bits = (RoundedToBFloat16(pair.a) >> 16) | (RoundedToBFloat16(pair.b) & 0xffff0000u);
+#endif
   std::memcpy(to, &bits, sizeof(bits));
 }
 

@@ -33,10 +33,11 @@ INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
     INSTRUCTION_SETS["avx512"] = ["-mfma", *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl"))]
+    INSTRUCTION_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
 
 
 def runs_here(isa: str) -> bool:
-    flags = pathlib.Path("/proc/cpuinfo").read_text()
+    flags = pathlib.Path("/proc/cpuinfo").read_text().replace("avx512_", "avx512")
     return all(flag.removeprefix("-m") in flags for flag in INSTRUCTION_SETS[isa])
 
 
