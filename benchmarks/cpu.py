@@ -4,8 +4,8 @@
 
 Multi-blank with durations 2, 4, 8 unless RNN-T is said, float32 unless bfloat16 is said. Every
 gradient is compared with pure JAX's before it is timed. All programs of a shape take turns, in a
-new order each round. Memory, scaling and greedy decoding follow. Writes `cpu.txt` (what is
-printed), `cpu.csv`, `scaling.csv` and `scaling.png`.
+new order each round. The same in a process that keeps its memory, memory, scaling and greedy
+decoding follow. Writes `cpu.txt` (what is printed), `cpu.csv`, `scaling.csv` and `scaling.png`.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import numpy as np
 
 import decoding
 import floor
+import kept
 import memory
 import peers
 import precision
@@ -54,10 +55,18 @@ TOLERANCE = {"f32": 1e-4, "log-domain": 1e-3, "bf16": 1e-2, "peer": 2e-2}
 # To be read beside the ratios: nothing here asserts a time.
 FLOOR_GOAL, RIVAL_GOAL, PEER_GOAL, MEMORY_GOAL = 1.5, 0.5, 1 / 3, 1.05
 PRECISION_GOAL = 1e-4
+FRESH = "copy to fresh memory"
+BF16_FLOOR = ("read, bfloat16", "copy, bfloat16")
 FIELDS = ["B", "T", "U+1", "V", "program", "median_ms", "min_ms", "max_ms", "samples"]
 FIELDS += ["max_error", "rss_growth_over_logits", "temp_over_logits", "note"]
 
 Build = Callable[[str], Call]
+
+
+def product(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Of rows: for four dimensions XLA would transpose the logits' gradient (docs/cpu.md)."""
+    rows = hidden.reshape(-1, hidden.shape[-1]) @ kernel
+    return rows.reshape(*hidden.shape[:-1], -1)
 
 
 class Table:
@@ -69,6 +78,7 @@ class Table:
         self.errors: dict[str, float] = {}
         self.notes: dict[str, str] = {}
         self.memory: dict[str, dict[str, float]] = {}
+        self.kept: dict[str, list[float]] = {}  # ms in a process that keeps its memory
         self.twins: dict[tuple[int, ...], Any] = {}
         self.answers: dict[tuple[tuple[int, ...], bool], tuple[jax.Array, jax.Array]] = {}
         self.problem = make_problem(shape)
@@ -92,6 +102,7 @@ class Table:
         return {
             "read": of(self.build_floor, "read"),
             "copy": of(self.build_floor, "copy"),
+            FRESH: of(self.build_floor, "fresh copy"),
             "exponential": of(self.build_floor, "exponential"),
             "read, bfloat16": of(self.build_floor, "read", share=2),
             "copy, bfloat16": of(self.build_floor, "copy", share=2),
@@ -139,7 +150,7 @@ class Table:
 
     def build_behind_product(self, name: str) -> Call:
         def loss(which, hidden, kernel):
-            return self.problem.loss(which, BIG_BLANKS, hidden @ kernel)[0]
+            return self.problem.loss(which, BIG_BLANKS, product(hidden, kernel))[0]
 
         def compiled(which):
             step = jax.value_and_grad(functools.partial(loss, which), argnums=(0, 1))
@@ -155,7 +166,7 @@ class Table:
 
     def build_product(self, name: str) -> Call:
         def alone(hidden, kernel):
-            logits, pull_back = jax.vjp(jnp.matmul, hidden, kernel)
+            logits, pull_back = jax.vjp(product, hidden, kernel)
             return pull_back(logits)
 
         program = jax.jit(alone).lower(*self.operands).compile()
@@ -231,11 +242,11 @@ class Table:
 
     def rows(self) -> list[dict[str, Any]]:
         result = []
-        names = [*self.builders(), *(name for name in self.memory if name not in self.milliseconds)]
-        for name in dict.fromkeys(names):
+        times = self.milliseconds | {f"{name}, memory kept": ms for name, ms in self.kept.items()}
+        for name in dict.fromkeys([*self.builders(), *self.memory, *times]):
             row = dict(zip(FIELDS, self.shape, strict=False)) | {"program": name}
-            if name in self.milliseconds:
-                ms = self.milliseconds[name]
+            if name in times:
+                ms = times[name]
                 row |= {"median_ms": f"{np.median(ms):.4f}", "min_ms": f"{min(ms):.4f}"}
                 row |= {"max_ms": f"{max(ms):.4f}", "samples": len(ms)}
             if name in self.errors:
@@ -260,18 +271,23 @@ def line(name: str, cells: list[str]) -> str:
     return f"{name:24}" + "".join(f"{cell:>20}" for cell in cells)
 
 
+def cell(ms: list[float]) -> str:
+    return f"{number(float(np.median(ms)))} [{number(min(ms))},{number(max(ms))}]"
+
+
+def shapes(tables: list[Table]) -> str:
+    return line("(B, T, U+1, V)", [",".join(map(str, table.shape)) for table in tables])
+
+
 def table_of_times(tables: list[Table]) -> list[str]:
-    lines = [
-        line("(B, T, U+1, V)", [",".join(map(str, table.shape)) for table in tables]),
-        line("logits, MiB", [f"{t.num_bytes / 2**20:.1f}" for t in tables]),
-    ]
+    sizes = line("logits, MiB", [f"{t.num_bytes / 2**20:.1f}" for t in tables])
+    lines = [shapes(tables), sizes]
     medians = [table.medians() for table in tables]
     for name in tables[0].builders():
         cells = []
         for table, found in zip(tables, medians, strict=True):
             if name in found:
-                ms = table.milliseconds[name]
-                cells.append(f"{number(found[name])} [{number(min(ms))},{number(max(ms))}]")
+                cells.append(cell(table.milliseconds[name]))
             else:
                 cells.append(table.notes.get(name, "-").split(":")[0])
         lines.append(line(name, cells))
@@ -281,25 +297,48 @@ def table_of_times(tables: list[Table]) -> list[str]:
     return lines
 
 
+Ratio = Callable[[Table, dict[str, float]], float | None]  # of medians
+Row = tuple[str, float | None, Ratio]  # with the goal
+
+
+def over(above: str, *below: str) -> Ratio:
+    def ratio(table: Table, ms: dict[str, float]) -> float | None:
+        if above not in ms or any(name not in ms for name in below):
+            return None
+        return ms[above] / sum(ms[name] for name in below)
+
+    return ratio
+
+
+def over_floor(above: str, *below: str) -> Ratio:
+    big = over(above, *below)
+    return lambda table, ms: big(table, ms) if table.shape[3] >= SMALL_V else None
+
+
+def lines_of_ratios(rows: list[Row], tables: list[Table], medians: list[dict]) -> list[str]:
+    """A goal stands beside, for a reader to compare."""
+    lines = [f"{'':36}{'goal':>8}" + "".join(f"{','.join(map(str, t.shape)):>16}" for t in tables)]
+    for name, goal, ratio in rows:
+        found = [ratio(table, ms) for table, ms in zip(tables, medians, strict=True)]
+        cells = "".join(f"{'-' if x is None else format(x, '.2f'):>16}" for x in found)
+        lines.append(f"{name:36}{'' if goal is None else format(goal, '.2f'):>8}{cells}")
+    return lines
+
+
+def table_of_kept(tables: list[Table]) -> list[str]:
+    medians = [{name: float(np.median(ms)) for name, ms in t.kept.items()} for t in tables]
+    times = [line(name, [cell(t.kept[name]) for t in tables]) for name in tables[0].kept]
+    rows: list[Row] = [
+        ("ours / strong", RIVAL_GOAL, over("ours", "strong")),
+        ("the same, bfloat16", RIVAL_GOAL, over("ours, bfloat16", "strong, bfloat16")),
+        ("ours / (read + copy)", FLOOR_GOAL, over_floor("ours", "read", "copy")),
+        ("the same, bfloat16", FLOOR_GOAL, over_floor("ours, bfloat16", *BF16_FLOOR)),
+        ("bfloat16 / float32, ours", None, over("ours, bfloat16", "ours")),
+    ]
+    return [shapes(tables), *times, "", *lines_of_ratios(rows, tables, medians)]
+
+
 def table_of_ratios(tables: list[Table]) -> list[str]:
-    """Of medians; a goal stands beside, for a reader to compare."""
-
-    def cells(ratio: Callable[[Table, dict[str, float]], float | None]) -> list[str]:
-        found = [ratio(table, table.medians()) for table in tables]
-        return ["-" if x is None else f"{x:.2f}" for x in found]
-
-    def over(above: str, *below: str):
-        def ratio(table: Table, ms: dict[str, float]) -> float | None:
-            if above not in ms or any(name not in ms for name in below):
-                return None
-            return ms[above] / sum(ms[name] for name in below)
-
-        return ratio
-
-    def over_floor(above: str, *below: str):
-        big = over(above, *below)
-        return lambda table, ms: big(table, ms) if table.shape[3] >= SMALL_V else None
-
     def over_peer(table: Table, ms: dict[str, float]) -> float | None:
         best = [ms[n] for n in ("torchaudio, RNN-T", "warp-transducer, RNN-T") if n in ms]
         small = table.shape[3] < SMALL_V
@@ -308,17 +347,14 @@ def table_of_ratios(tables: list[Table]) -> list[str]:
     def of_memory(name: str, key: str):
         return lambda table, _: table.memory.get(name, {}).get(key)
 
-    rows: list[tuple[str, float | None, Any]] = [
+    rows: list[Row] = [
         ("ours / strong", RIVAL_GOAL, over("ours", "strong")),
         ("the same, RNN-T", RIVAL_GOAL, over("ours, RNN-T", "strong, RNN-T")),
         ("the same, bfloat16", RIVAL_GOAL, over("ours, bfloat16", "strong, bfloat16")),
         ("ours / (read + copy)", FLOOR_GOAL, over_floor("ours", "read", "copy")),
+        ("the same, bfloat16", FLOOR_GOAL, over_floor("ours, bfloat16", *BF16_FLOOR)),
         ("ours, donated / (read + copy)", None, over_floor("ours, donated", "read", "copy")),
-        (
-            "the same, bfloat16",
-            FLOOR_GOAL,
-            over_floor("ours, bfloat16", "read, bfloat16", "copy, bfloat16"),
-        ),
+        ("ours / (read + copy to fresh memory)", None, over_floor("ours", "read", FRESH)),
         ("bfloat16 / float32, ours", None, over("ours, bfloat16", "ours")),
         ("ours / best peer, small V", PEER_GOAL, over_peer),
         ("peak growth / logits, ours", MEMORY_GOAL, of_memory("ours", "growth")),
@@ -329,11 +365,7 @@ def table_of_ratios(tables: list[Table]) -> list[str]:
         ("XLA's temporaries / logits, ours", None, of_memory("ours", "temp")),
         ("  strong", None, of_memory("strong", "temp")),
     ]
-    lines = [f"{'':34}{'goal':>8}" + "".join(f"{','.join(map(str, t.shape)):>16}" for t in tables)]
-    for name, goal, ratio in rows:
-        text = "" if goal is None else f"{goal:.2f}"
-        lines.append(f"{name:34}{text:>8}" + "".join(f"{cell:>16}" for cell in cells(ratio)))
-    return lines
+    return lines_of_ratios(rows, tables, [table.medians() for table in tables])
 
 
 def machine() -> list[str]:
@@ -414,9 +446,14 @@ def main() -> None:
     say("logits that stay the caller's, if nothing else is said.", "")
     say(*table_of_times(tables), "")
     measure_memory(tables, quick)
+    for table in tables:
+        table.kept = kept.measure(table.shape, seconds / 4)
     say("Ratios of these medians, and memory", "", *table_of_ratios(tables), "")
     say("Growth: of the resident set of a fresh process to its peak, gradient (1.00) included.")
     say(f"Where the logits are below {MEMORY_FROM >> 20} MiB it tells of other things.", "")
+    settings = " ".join(f"{key}={value}" for key, value in kept.SETTINGS.items())
+    say(f"In a process that keeps its memory ({settings}), ms and ratios", "")
+    say(*table_of_kept(tables), "")
     if not quick:
         errors = "   ".join(f"{name}: {error:.1e}" for name, error in precision.measure().items())
         say(f"Largest error of a float32 gradient against float64 at {precision.SHAPE},")

@@ -9,9 +9,12 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
+
+#include <sys/mman.h>
 
 namespace {
 
@@ -58,14 +61,18 @@ void Exponentials(const float* from, float* to, std::size_t count) {
 }  // namespace
 
 // Milliseconds of one pass by `num_threads` threads, which exist already when the clock starts.
-// kind: 0 reads, 1 copies, 2 stores exponentials of float32. Buffers are touched already; `sink`
-// gets what was read, so that it is not optimised away.
+// kind: 0 reads, 1 copies, 2 stores exponentials of float32, 3 copies to memory that is asked of the
+// operating system and given back, in huge pages. Otherwise buffers are touched already; `sink` gets
+// what was read, so that it is not optimised away.
 extern "C" double floor_pass(int kind, const char* from, char* to, std::size_t bytes,
                              int num_threads, std::uint64_t* sink) {
   using Clock = std::chrono::steady_clock;
   std::atomic<int> waiting{0};
   std::atomic<bool> go{false};
   std::atomic<std::uint64_t> total{0};
+  constexpr std::size_t kHugePage = std::size_t{1} << 21;
+  const std::size_t fresh_bytes = bytes + kHugePage;
+  void* fresh = nullptr;
   auto work = [&](int thread) {
     // Whole pages each; the last thread takes what is left.
     const std::size_t share = bytes / num_threads / 4096 * 4096;
@@ -75,7 +82,7 @@ extern "C" double floor_pass(int kind, const char* from, char* to, std::size_t b
     while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
     if (kind == 0) {
       total.fetch_add(Read(from + begin, size));
-    } else if (kind == 1) {
+    } else if (kind == 1 || kind == 3) {
       std::memcpy(to + begin, from + begin, size);
     } else {
       Exponentials(reinterpret_cast<const float*>(from + begin),
@@ -86,9 +93,17 @@ extern "C" double floor_pass(int kind, const char* from, char* to, std::size_t b
   for (int i = 1; i < num_threads; ++i) others.emplace_back(work, i);
   while (waiting.load() != num_threads - 1) std::this_thread::yield();
   const auto start = Clock::now();
+  if (kind == 3) {
+    fresh = mmap(nullptr, fresh_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (fresh == MAP_FAILED) std::abort();
+    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(fresh);
+    to = reinterpret_cast<char*>((address + kHugePage - 1) / kHugePage * kHugePage);
+    madvise(to, bytes, MADV_HUGEPAGE);
+  }
   go.store(true, std::memory_order_release);
   work(0);
   for (auto& thread : others) thread.join();
+  if (kind == 3) munmap(fresh, fresh_bytes);
   const double ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   *sink += total.load();
   return ms;

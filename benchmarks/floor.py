@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 
-KINDS = ("read", "copy", "exponential")
+KINDS = ("read", "copy", "exponential", "fresh copy")
 
 
 def num_threads() -> int:

@@ -88,12 +88,12 @@ class Call:
         """Finds how many calls make a sample: one cannot be told from noise if it is short."""
         self.once()
         milliseconds = self.once()
-        self.calls = int(np.clip(10 / milliseconds, 1, 10))
+        self.calls = int(np.clip(10 / milliseconds, 1 if milliseconds > 100 else 3, 10))
         if milliseconds > 1000:
             self.most = 3  # samples; it would take the time of all the others
 
     def sample(self) -> None:
-        # The median within a sample as well: the first call finds other programs' cache.
+        # The median within a sample as well: the first call finds the cache of other programs.
         if len(self.milliseconds) < self.most:
             self.milliseconds.append(float(np.median([self.once() for _ in range(self.calls)])))
 

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
 #endif
@@ -10,21 +9,6 @@
 
 namespace mbrnnt::cpu {
 namespace {
-
-// The classes that a node's arcs read, with the arcs' weighed posteriors.
-template <typename T>
-struct ReadClasses {
-  int size = 0;
-  int64_t classes[kMaxArcs];
-  T posteriors[kMaxArcs];
-
-  // Of all arcs that read the class of the i-th one: a label may equal a blank.
-  T Own(int i) const {
-    T own = 0;
-    for (int j = 0; j < size; ++j) own += classes[j] == classes[i] ? posteriors[j] : T(0);
-    return own;
-  }
-};
 
 // One node. `gradients` may be `logits`.
 template <typename L>
@@ -44,34 +28,15 @@ void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t
     visited |= posterior != T(0);
     const int64_t v = s.arc_classes.ClassAt(a, labels, u, num_labels, s.num_classes);
     // An arc without a class is not there; its posterior is 0, or NaN like the others.
-    if (v < 0) continue;
-    read.classes[read.size] = v;
-    read.posteriors[read.size++] = posterior;
+    if (v >= 0) read.Add(v, posterior);
   }
   if (!visited) {  // no path comes through: nothing to read
     std::fill_n(gradients, s.num_classes, FromReal<L>(T(0)));
     return;
   }
 
-  const T log_normalizer = s.log_normalizers[node];
-  if constexpr (std::is_same_v<L, T>) {
-    if (s.rule.clamp == T(0)) {  // the gradient is a sum, whose parts may come one by one
-      loops.gradient(logits, s.num_classes, log_normalizer, occupancy, s.rule, cotangent,
-                     gradients);
-      for (int i = 0; i < read.size; ++i) {
-        gradients[read.classes[i]] -= read.posteriors[i] * cotangent;
-      }
-      return;
-    }
-  }
-  // The few logits that arcs read are looked at before the row is overwritten.
-  T of_classes[kMaxArcs];
-  for (int i = 0; i < read.size; ++i) {
-    const T probability = Exp(ToReal(logits[read.classes[i]]) - log_normalizer);
-    of_classes[i] = s.rule.LogitGradient(probability, occupancy, read.Own(i), cotangent);
-  }
-  loops.gradient(logits, s.num_classes, log_normalizer, occupancy, s.rule, cotangent, gradients);
-  for (int i = 0; i < read.size; ++i) gradients[read.classes[i]] = FromReal<L>(of_classes[i]);
+  loops.gradient(logits, s.num_classes, s.log_normalizers[node], occupancy, read, s.rule, cotangent,
+                 gradients);
 }
 
 // A fresh buffer of the logits' size costs more in page faults than in arithmetic;

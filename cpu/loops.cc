@@ -126,12 +126,29 @@ void LogNormalizers(const L* logits, int64_t num_rows, int64_t num_classes,
 
 template <typename L>
 void RowGradient(const L* logits, int64_t num_classes, Real<L> log_normalizer, Real<L> occupancy,
-                 GradientRule<Real<L>> rule, Real<L> cotangent, L* gradients) {
+                 const ReadClasses<Real<L>>& read, GradientRule<Real<L>> rule, Real<L> cotangent,
+                 L* gradients) {
   using T = Real<L>;
   constexpr int64_t kSize = kLanes<T>, kBlock = kUnrolled * kSize;
-  const auto gradient = [&](Vec<T> x) {
-    return rule.LogitGradient(Exp(x - log_normalizer), occupancy, Vec<T>{}, cotangent);
+  const auto gradient = [&](Vec<T> x, Vec<T> own) {
+    return rule.LogitGradient(Exp(x - log_normalizer), occupancy, own, cotangent);
   };
+  const Vec<T> none = {};
+  // A gradient that is neither clamped nor rounded is a sum, whose parts may come one by one.
+  // Others are computed here for the classes that arcs read, before the row is overwritten.
+  const bool is_sum = std::is_same_v<L, T> && rule.clamp == T(0);
+  L of_read[kMaxArcs];
+  for (int i = 0; i < read.size && !is_sum; i += kSize) {
+    T x[kSize] = {};
+    for (int k = 0; k < kSize && i + k < read.size; ++k) x[k] = ToReal(logits[read.classes[i + k]]);
+    const auto classes = LoadBits<Like<typename ReadClasses<T>::Class, T>>(read.classes + i);
+    Vec<T> own = {};  // of all arcs that read a class: a label may equal a blank
+    for (int j = 0; j < read.size; ++j) {
+      own += classes == read.classes[j] ? Constant<Vec<T>>(read.posteriors[j]) : none;
+    }
+    Store(of_read + i, gradient(Load(x), own));
+  }
+
   const int64_t end = num_classes - num_classes % kSize;
   const LastVector<L> last(logits, num_classes, FromReal<L>(T(0)));
   int64_t v = 0;
@@ -140,12 +157,18 @@ void RowGradient(const L* logits, int64_t num_classes, Real<L> log_normalizer, R
     for (int i = 0; i < kUnrolled / 2; ++i) block[i] = LoadPair(logits + v + 2 * i * kSize);
     for (int i = 0; i < kUnrolled / 2; ++i) {
       PrefetchPair(logits + num_classes + v + 2 * i * kSize);
-      StorePair(gradients + v + 2 * i * kSize, Pair<T>{gradient(block[i].a), gradient(block[i].b)});
+      const Pair<T> x = block[i];
+      StorePair(gradients + v + 2 * i * kSize, Pair<T>{gradient(x.a, none), gradient(x.b, none)});
     }
   }
-  for (; v < end; v += kSize) Store(gradients + v, gradient(Load(logits + v)));
+  for (; v < end; v += kSize) Store(gradients + v, gradient(Load(logits + v), none));
   // In place, the last vector was loaded before the one that it overlaps was stored.
-  if (end < num_classes) last.Store(gradient(last.numbers), gradients, num_classes);
+  if (end < num_classes) last.Store(gradient(last.numbers, none), gradients, num_classes);
+
+  for (int i = 0; i < read.size; ++i) {
+    L& of_class = gradients[read.classes[i]];
+    of_class = is_sum ? FromReal<L>(ToReal(of_class) - read.posteriors[i] * cotangent) : of_read[i];
+  }
 }
 
 // ---- nodes of the lattice --------------------------------------------------------

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "lattice/emission.h"
 #include "lattice/number.h"
@@ -12,15 +13,29 @@
 
 namespace mbrnnt::cpu {
 
+// The classes that a node's arcs read, with the arcs' weighed posteriors.
+template <typename T>
+struct ReadClasses {
+  using Class = std::conditional_t<sizeof(T) == sizeof(int32_t), int32_t, int64_t>;
+  int size = 0;
+  Class classes[kMaxArcs];
+  T posteriors[kMaxArcs];
+
+  void Add(int64_t v, T posterior) {
+    classes[size] = static_cast<Class>(v);
+    posteriors[size++] = posterior;
+  }
+};
+
 template <typename L>
 struct RowLoops {
   using T = Real<L>;
   // log(sum(exp(row))) of consecutive rows, see LogNormalizer. Fetches the row behind them, too.
   void (*log_normalizers)(const L* logits, int64_t num_rows, int64_t num_classes,
                           T* log_normalizers);
-  // The gradient of a row as if no arc read any of its classes. May be in place.
+  // The gradient of a row. May be in place.
   void (*gradient)(const L* logits, int64_t num_classes, T log_normalizer, T occupancy,
-                   GradientRule<T> rule, T cotangent, L* gradients);
+                   const ReadClasses<T>& read, GradientRule<T> rule, T cotangent, L* gradients);
 };
 
 // Scaled numbers side by side: mantissas and exponents apart, as SIMD wants them.
