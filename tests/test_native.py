@@ -7,6 +7,7 @@ notice when a barrier is taken out of them.
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -59,6 +60,21 @@ def test_cpu_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
     compile_(NATIVE / "kernels_test.cc", *sources, *objects, "-o", program)
     for isa in filter(runs_here, INSTRUCTION_SETS):
         assert_as_expected(program, JAX_MBRNNT_CPU_ISA=isa)
+
+
+def test_cpu_kernels_on_another_processor(tmp_path: pathlib.Path) -> None:
+    """Registers of NEON, emulated."""
+    cross = shutil.which("aarch64-linux-gnu-g++")
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if not cross or not emulator:
+        pytest.skip("no cross compiler for aarch64, or no qemu to run what it makes")
+    flags = [*FLAGS.split(), "-DMBRNNT_ISA=baseline", "-Wno-psabi", "-static", f"-I{ROOT}"]
+    sources = [NATIVE / "kernels_test.cc", *(ROOT / "cpu" / name for name in KERNELS)]
+    sources.append(ROOT / "cpu" / "loops.cc")
+    program = tmp_path / "kernels_test"
+    subprocess.run([cross, *flags, *sources, "-o", program], check=True)
+    run = subprocess.run([emulator, program], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "all as expected\n"), run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
