@@ -6,7 +6,7 @@
 namespace mbrnnt::cpu {
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+enum Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 Isa BestIsa() {
   const char* wanted = std::getenv("JAX_MBRNNT_CPU_ISA");
@@ -20,12 +20,12 @@ Isa BestIsa() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  if (avx512_bf16 && may_be("avx512_bf16")) return Isa::kAvx512Bf16;
-  if (avx512 && may_be("avx512")) return Isa::kAvx512;
-  if (avx2 && may_be("avx2")) return Isa::kAvx2;
+  if (avx512_bf16 && may_be("avx512_bf16")) return kAvx512Bf16;
+  if (avx512 && may_be("avx512")) return kAvx512;
+  if (avx2 && may_be("avx2")) return kAvx2;
 #endif
   (void)may_be;
-  return Isa::kBaseline;
+  return kBaseline;
 }
 
 Isa ChosenIsa() {
@@ -35,37 +35,26 @@ Isa ChosenIsa() {
 
 }  // namespace
 
+// In the order of Isa.
+#ifdef MBRNNT_HAS_X86
+#define MBRNNT_FOR_EACH_ISA(f) {baseline::f, avx2::f, avx512::f, avx512_bf16::f}
+#else
+#define MBRNNT_FOR_EACH_ISA(f) {baseline::f}
+#endif
+
 template <typename L>
 RowLoops<L> BestRowLoops() {
-  switch (ChosenIsa()) {
-#ifdef MBRNNT_HAS_X86
-    case Isa::kAvx512Bf16:
-      return avx512_bf16::ForRows<L>();
-    case Isa::kAvx512:
-      return avx512::ForRows<L>();
-    case Isa::kAvx2:
-      return avx2::ForRows<L>();
-#endif
-    default:
-      return baseline::ForRows<L>();
-  }
+  constexpr RowLoops<L> (*kLoops[])() = MBRNNT_FOR_EACH_ISA(ForRows<L>);
+  return kLoops[ChosenIsa()]();
 }
 
 template <typename T>
 LatticeLoops<T> BestLatticeLoops() {
-  switch (ChosenIsa()) {
-#ifdef MBRNNT_HAS_X86
-    case Isa::kAvx512Bf16:
-      return avx512_bf16::ForLattices<T>();
-    case Isa::kAvx512:
-      return avx512::ForLattices<T>();
-    case Isa::kAvx2:
-      return avx2::ForLattices<T>();
-#endif
-    default:
-      return baseline::ForLattices<T>();
-  }
+  constexpr LatticeLoops<T> (*kLoops[])() = MBRNNT_FOR_EACH_ISA(ForLattices<T>);
+  return kLoops[ChosenIsa()]();
 }
+
+#undef MBRNNT_FOR_EACH_ISA
 
 template RowLoops<float> BestRowLoops();
 template RowLoops<double> BestRowLoops();
