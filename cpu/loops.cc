@@ -52,6 +52,8 @@ struct LastVector {
   }
 };
 
+// While a row is computed a later one is fetched: the processor's own prefetching stops at the
+// end of a page.
 template <typename L>
 MBRNNT_HD void PrefetchPair(const L* logits) {
   __builtin_prefetch(logits);
@@ -89,12 +91,12 @@ MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes) {
   const T shift =
       Shift(MaximumOf(Maximum(Maximum(maxima[0], maxima[1]), Maximum(maxima[2], maxima[3]))));
 
+  // The next row of a small V would come too late.
+  const int64_t ahead = std::max<int64_t>(num_classes, 8192 / sizeof(L));
   V sums[kUnrolled] = {};
   for (v = 0; v < blocks_end; v += kBlock) {
     for (int i = 0; i < kUnrolled; i += 2) {
-      // While this row is computed the next one comes: a row is a page long, and the
-      // processor's own prefetching stops at a page's end.
-      PrefetchPair(logits + num_classes + v + i * kSize);
+      PrefetchPair(logits + ahead + v + i * kSize);
       const Pair<T> x = LoadPair(logits + v + i * kSize);
       sums[i] += Exp(x.a - shift);
       sums[i + 1] += Exp(x.b - shift);
