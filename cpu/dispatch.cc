@@ -1,3 +1,4 @@
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -24,7 +25,12 @@ Isa BestIsa() {
   if (avx512 && may_be("avx512")) return kAvx512;
   if (avx2 && may_be("avx2")) return kAvx2;
 #endif
-  (void)may_be;
+  if (!may_be("baseline")) {
+    std::fprintf(stderr,
+                 "jax_mbrnnt: JAX_MBRNNT_CPU_ISA=%s is not for this processor, "
+                 "the baseline is used\n",
+                 wanted);
+  }
   return kBaseline;
 }
 

@@ -60,6 +60,9 @@ def test_cpu_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
     compile_(NATIVE / "kernels_test.cc", *sources, *objects, "-o", program)
     for isa in filter(runs_here, INSTRUCTION_SETS):
         assert_as_expected(program, JAX_MBRNNT_CPU_ISA=isa)
+    environment = {**os.environ, "JAX_MBRNNT_CPU_ISA": "avx1024"}
+    run = subprocess.run([program], env=environment, capture_output=True, text=True)
+    assert "JAX_MBRNNT_CPU_ISA=avx1024 is not for this processor" in run.stderr
 
 
 def test_cpu_kernels_on_another_processor(tmp_path: pathlib.Path) -> None:
