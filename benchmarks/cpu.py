@@ -9,7 +9,6 @@ decoding follow. Writes `cpu.txt` (what is printed), `cpu.csv`, `scaling.csv` an
 """
 
 import argparse
-import csv
 import datetime
 import functools
 import importlib.metadata
@@ -34,6 +33,7 @@ import peers
 import precision
 import scaling
 from programs import BIG_BLANKS, Problem, Shape, make_problem
+from tables import write_csv
 from timing import Call, Pass, interleave
 
 SHAPES: list[Shape] = [
@@ -125,8 +125,7 @@ class Table:
         self, which: str, name: str, durations: tuple[int, ...] = BIG_BLANKS, dtype: str = "f32"
     ) -> Call:
         problem = self.bf16 if dtype == "bf16" else self.problem
-        program = jax.jit(problem.step(which, durations))
-        program = program.lower(problem.logits).compile()
+        program = problem.compiled(which, durations)
         (_, losses), gradient = program(problem.logits)
         precise = dtype != "f32" or which == "ours"
         self.check(name, losses, gradient, durations, TOLERANCE[dtype if precise else "log-domain"])
@@ -183,8 +182,7 @@ class Table:
     def twin(self, durations: tuple[int, ...]) -> Any:
         """Compiled once, it answers for float32 and bfloat16, and is one of the rivals."""
         if durations not in self.twins:
-            step = jax.jit(self.problem.step("twin", durations))
-            self.twins[durations] = step.lower(self.problem.logits).compile()
+            self.twins[durations] = self.problem.compiled("twin", durations)
         return self.twins[durations]
 
     def expected(self, durations: tuple[int, ...], bf16: bool) -> tuple[jax.Array, jax.Array]:
@@ -458,12 +456,8 @@ def main() -> None:
         errors = "   ".join(f"{name}: {error:.1e}" for name, error in precision.measure().items())
         say(f"Largest error of a float32 gradient against float64 at {precision.SHAPE},")
         say(f"goal {PRECISION_GOAL:.0e}:   {errors}", "")
-    with open(out / "cpu.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(row for table in tables for row in table.rows())
-        rows, lines = decoding.run(quick)
-        writer.writerows(rows)
+    rows, lines = decoding.run(quick)
+    write_csv(FIELDS, [row for table in tables for row in table.rows()] + rows, out / "cpu.csv")
     say(*lines, "")
     say(*scaling.run(quick, out), "")
     say(f"{time.monotonic() - start:.0f} s in all")

@@ -8,48 +8,40 @@ glibc reads these settings when a process starts, so it has one of its own.
 import argparse
 import functools
 import json
-import os
-import subprocess
-import sys
 
-from programs import BIG_BLANKS, Shape
+import jax.numpy as jnp
+
+import apart
+import floor
+from programs import Shape, make_problem
+from timing import Call, Pass, interleave
 
 SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
 
 def measure(shape: Shape, seconds: float) -> dict[str, list[float]]:
     """Runs this file."""
-    command = [sys.executable, __file__, "--shape", ",".join(map(str, shape))]
-    command += ["--seconds", str(seconds)]
-    environment = {**os.environ, **SETTINGS}
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(result.stdout)
+    return apart.run(__file__, shape, "--seconds", str(seconds), **SETTINGS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", required=True)
+    parser.add_argument("--shape", type=apart.parse_shape, required=True)
     parser.add_argument("--seconds", type=float, default=5.0)
     arguments = parser.parse_args()
-
-    import jax
-    import jax.numpy as jnp
-
-    import floor
-    from programs import make_problem
-    from timing import Call, Pass, interleave
 
     calls: dict[str, Call] = {}
     passes = None
     for suffix, dtype in {"": jnp.float32, ", bfloat16": jnp.bfloat16}.items():
-        problem = make_problem(tuple(map(int, arguments.shape.split(","))), dtype)
+        problem = make_problem(arguments.shape, dtype)
         passes = passes or floor.Floor(problem.logits.nbytes)  # the smaller ones fit as well
         for kind in ("read", "copy"):
             run = functools.partial(passes.milliseconds, kind, problem.logits.nbytes)
             calls[kind + suffix] = Pass(run, lambda: ())
         for which in ("ours", "strong"):
-            program = jax.jit(problem.step(which, BIG_BLANKS)).lower(problem.logits).compile()
-            calls[which + suffix] = Call(program, lambda problem=problem: (problem.logits,))
+            calls[which + suffix] = Call(
+                problem.compiled(which), lambda problem=problem: (problem.logits,)
+            )
     interleave(calls, arguments.seconds, (3, 25))
     print(json.dumps({name: call.milliseconds for name, call in calls.items()}))
 

@@ -11,18 +11,14 @@ import argparse
 import ctypes
 import json
 import pathlib
-import subprocess
-import sys
-from typing import Any
 
+import apart
 from programs import BIG_BLANKS, LOSSES, Shape
 
 
 def measure(shape: Shape, which: str) -> dict[str, float]:
     """Runs this file."""
-    command = [sys.executable, __file__, "--shape", ",".join(map(str, shape)), "--which", which]
-    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(result.stdout)
+    return apart.run(__file__, shape, "--which", which)
 
 
 def resident(key: str) -> int:
@@ -47,15 +43,14 @@ def main() -> None:
     from programs import make_problem
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    numbers: Any = lambda text: tuple(map(int, text.split(",")))  # noqa: E731
-    parser.add_argument("--shape", type=numbers, required=True)
+    parser.add_argument("--shape", type=apart.parse_shape, required=True)
     parser.add_argument("--which", choices=list(LOSSES), required=True)
     arguments = parser.parse_args()
     small = make_problem((1, 4, 3, 16))  # starts threads, loads libraries
     jax.block_until_ready(jax.jit(small.step(arguments.which, BIG_BLANKS))(small.logits))
     problem = make_problem(arguments.shape)
     logits = jax.block_until_ready(problem.logits)
-    program = jax.jit(problem.step(arguments.which, BIG_BLANKS)).lower(logits).compile()
+    program = problem.compiled(arguments.which)
     before = start()
     results = jax.block_until_ready(program(logits))
     growth = resident("VmHWM") - before

@@ -7,13 +7,11 @@ A process of its own, because float64 is a setting of the whole of JAX.
 
 import argparse
 import json
-import subprocess
-import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+import apart
 from programs import BIG_BLANKS, Shape, make_problem
 
 SHAPE: Shape = (1, 1000, 101, 512)
@@ -21,15 +19,12 @@ SHAPE: Shape = (1, 1000, 101, 512)
 
 def measure(shape: Shape = SHAPE) -> dict[str, float]:
     """Runs this file."""
-    command = [sys.executable, __file__, "--shape", ",".join(map(str, shape))]
-    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(result.stdout)
+    return apart.run(__file__, shape)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    numbers: Any = lambda text: tuple(map(int, text.split(",")))  # noqa: E731
-    parser.add_argument("--shape", type=numbers, default=SHAPE)
+    parser.add_argument("--shape", type=apart.parse_shape, default=SHAPE)
     shape = parser.parse_args().shape
     problem = make_problem(shape)
     found = {}

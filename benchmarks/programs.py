@@ -41,6 +41,10 @@ class Problem:
         """As a user calls it; jit it. The gradient is one result of it, beside the losses."""
         return jax.value_and_grad(functools.partial(self.loss, which, durations), has_aux=True)
 
+    def compiled(self, which: str, durations: tuple[int, ...] = BIG_BLANKS) -> Callable[..., Any]:
+        """The step, to be called with `logits`."""
+        return jax.jit(self.step(which, durations)).lower(self.logits).compile()
+
 
 def make_problem(shape: Shape, dtype: Any = jnp.float32) -> Problem:
     batch, frames, columns, classes = shape

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 import floor
-from programs import BIG_BLANKS, Shape
+from programs import Shape
 from tables import dress, write_csv
 
 BASE: Shape = (2, 200, 41, 256)
@@ -37,7 +37,6 @@ FIELDS += ["max_ms"]
 
 
 def time_shape(shape: Shape, seconds: float) -> dict[str, list[float]]:
-    import jax
 
     from programs import make_problem
     from timing import Call, Pass, interleave
@@ -51,8 +50,7 @@ def time_shape(shape: Shape, seconds: float) -> dict[str, list[float]]:
 
     calls: dict[str, Call] = {"read + copy": Pass(read_and_copy, lambda: ())}
     for which in ("ours", "strong"):
-        program = jax.jit(problem.step(which, BIG_BLANKS)).lower(problem.logits).compile()
-        calls[which] = Call(program, lambda: (problem.logits,))
+        calls[which] = Call(problem.compiled(which), lambda: (problem.logits,))
     interleave(calls, seconds, (3, 9))
     return {name: call.milliseconds for name, call in calls.items()}
 

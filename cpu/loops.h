@@ -13,7 +13,7 @@
 
 namespace mbrnnt::cpu {
 
-// The classes that a node's arcs read, with the arcs' weighed posteriors.
+// The classes that a node's arcs read, with the arcs' weighed posteriors; anything behind them.
 template <typename T>
 struct ReadClasses {
   using Class = std::conditional_t<sizeof(T) == sizeof(int32_t), int32_t, int64_t>;

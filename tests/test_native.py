@@ -22,11 +22,13 @@ KERNELS = ["arc_log_probs.cc", "dispatch.cc", "lattice.cc", "logit_gradients.cc"
 NATIVE = ROOT / "tests" / "native"
 
 
-def assert_as_expected(program: pathlib.Path, **environment: str) -> None:
+def assert_as_expected(*command: str | pathlib.Path, **environment: str) -> str:
+    """Returns what it wrote to stderr."""
     environment = {**os.environ, **environment}
-    run = subprocess.run([program], env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.endswith("all as expected\n")
+    return run.stderr
 
 
 # How each of the instruction sets that cpu/dispatch.cc chooses from is compiled for.
@@ -60,9 +62,8 @@ def test_cpu_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
     compile_(NATIVE / "kernels_test.cc", *sources, *objects, "-o", program)
     for isa in filter(runs_here, INSTRUCTION_SETS):
         assert_as_expected(program, JAX_MBRNNT_CPU_ISA=isa)
-    environment = {**os.environ, "JAX_MBRNNT_CPU_ISA": "avx1024"}
-    run = subprocess.run([program], env=environment, capture_output=True, text=True)
-    assert "JAX_MBRNNT_CPU_ISA=avx1024 is not for this processor" in run.stderr
+    said = assert_as_expected(program, JAX_MBRNNT_CPU_ISA="avx1024")
+    assert "JAX_MBRNNT_CPU_ISA=avx1024 is not for this processor" in said
 
 
 def test_cpu_kernels_on_another_processor(tmp_path: pathlib.Path) -> None:
@@ -76,8 +77,7 @@ def test_cpu_kernels_on_another_processor(tmp_path: pathlib.Path) -> None:
     sources.append(ROOT / "cpu" / "loops.cc")
     program = tmp_path / "kernels_test"
     subprocess.run([cross, *flags, *sources, "-o", program], check=True)
-    run = subprocess.run([emulator, program], capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (0, "all as expected\n"), run.stdout + run.stderr
+    assert_as_expected(emulator, program)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

@@ -81,6 +81,8 @@ void CompareRowLoops() {
           gradient -= read.classes[i] == v ? read.posteriors[i] : 0;
         if (clamp > 0) gradient = std::min(std::max(gradient, -0.3), 0.3);
         const double tolerance = sizeof(L) == 2 ? 0.01 : 2e-6;
+        EXPECT(std::abs(ToReal(got[v]) - ToReal(expected[v])) <=
+               (sizeof(L) == 2 ? T(0.01) : T(1e-6)));
         EXPECT(std::abs(ToReal(expected[v]) - 2 * gradient) <= tolerance);
         EXPECT(std::abs(ToReal(got[v]) - 2 * gradient) <= tolerance);
       }
