@@ -12,7 +12,7 @@ namespace mbrnnt::cpu {
 namespace {
 
 struct Cpu {
-  static constexpr Workspace kWorkspace = Workspace::kNumbers;
+  static constexpr Workspace kWorkspace = Workspace::kLikelihoods;
 
   static auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 

@@ -1,13 +1,11 @@
 // Arc log-probabilities -> losses and posteriors.
 //
-// Both directions are one walk over anti-diagonals, whose nodes do not depend on each
-// other and so are computed side by side. In the walk's coordinates rows are i = 0..T:
-// frames t = i forward, t = T - i backward; columns are j = 0..U: u = j forward,
-// u = U - j backward. It starts at (0, 0), a node forward and the final node backward;
-// an arc leads from (i, j) to (i + duration, j + emits). Its weight stands at the
-// node (t, u) that it leaves: at the walk's near end forward, at the far end backward.
+// The nodes of an anti-diagonal d = t + u do not depend on each other and are computed side by
+// side. So an utterance is laid out by diagonals first: an arc leads from column u of diagonal d
+// to column u + emits of diagonal d + steps, and what neighbouring arcs need stands side by side.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -16,179 +14,34 @@
 namespace mbrnnt::cpu {
 namespace {
 
-// Rows of Scaled numbers. Before and behind a row's own numbers are Zeros: a loop reads some of
-// them, at nodes that no arc leaves. (Behind they may turn NaN beside a NaN; no arc leads back.)
-template <typename T>
-class ScaledRows {
+// Where the diagonals stand. Loops read and write whole registers, so a row has kRowPadding columns
+// behind its last, and one before its first, from where a label's arc would come. Rows go around: a
+// diagonal shares its row with earlier ones, whose nodes end a register further left. (For an arc
+// of duration n that would come from before the first frame a loop may read a weight of the other
+// diagonal. That one is of its last n frames, from where no such arc leads either: -inf.)
+class Diagonals {
  public:
-  ScaledRows(int64_t rows, int64_t columns)
-      : rows_(rows), width_(1 + columns + kRowPadding), numbers_(2 * rows * width_) {}
+  explicit Diagonals(Extent extent)
+      : extent_(extent),
+        rows_(std::min(Last() + 1, extent.frames + 1 + kRowPadding)),
+        width_(1 + extent.labels + 1 + kRowPadding) {}
 
   int64_t rows() const { return rows_; }
-  // They go around: the last few anti-diagonals are kept. Those before the first are Zero.
-  ScaledRow<T> Row(int64_t i) {
-    T* row = numbers_.data() + (i + rows_) % rows_ * 2 * width_ + 1;
-    return {row, row + width_};
-  }
+  int64_t width() const { return width_; }
+  int64_t size() const { return rows_ * width_; }
+  // That of the final node.
+  int64_t Last() const { return extent_.frames + extent_.labels; }
+  // The columns whose t is one of 0..T.
+  int64_t Begin(int64_t d) const { return std::max<int64_t>(0, d - extent_.frames); }
+  int64_t End(int64_t d) const { return std::min(extent_.labels, d) + 1; }
+  int64_t At(int64_t d, int64_t u) const { return d % rows_ * width_ + 1 + u; }
 
  private:
+  Extent extent_;
   int64_t rows_, width_;
-  std::vector<T> numbers_;
 };
 
-// The log-probabilities of arc a at the n nodes (t, u), (t + dt, u + du) and so on; -inf
-// where there is no such arc, and in the padding. Those that have it are consecutive,
-// whichever way a line goes.
-template <typename T>
-void ReadArc(const Lattice<T>& lattice, int a, int64_t t, int64_t u, int64_t dt, int64_t du,
-             int64_t n, T* log_probs) {
-  int64_t begin = 0, end = n;
-  while (begin < end && !lattice.HasArc(t + begin * dt, u + begin * du, a)) ++begin;
-  while (begin < end && !lattice.HasArc(t + (end - 1) * dt, u + (end - 1) * du, a)) --end;
-  const int64_t num_arcs = lattice.table.size, step = (dt * lattice.columns + du) * num_arcs;
-  const int64_t first = (t * lattice.columns + u) * num_arcs + a;  // a node or not
-  std::fill(log_probs, log_probs + begin, -T(INFINITY));
-  for (int64_t i = begin; i < end; ++i) log_probs[i] = lattice.arc_log_probs[first + i * step];
-  std::fill(log_probs + end, log_probs + n + kRowPadding, -T(INFINITY));
-}
-
-template <typename T, bool kForward>
-class Walk {
- public:
-  explicit Walk(const Lattice<T>& lattice)
-      : lattice_(lattice),
-        loops_(BestLatticeLoops<T>()),
-        num_frames_(lattice.extent.frames),
-        num_labels_(lattice.extent.labels),
-        numbers_(1, 1) {
-    int64_t longest = 0;
-    for (int a = 0; a < lattice.table.size; ++a) {
-      if (lattice.table.arcs[a].duration > num_frames_) continue;  // never there
-      arcs_.push_back(a);
-      longest = std::max(longest, StepsOf(a));
-    }
-    log_probs_.resize(arcs_.size() * LogProbsWidth());
-    numbers_ = ScaledRows<T>(longest + 1, num_labels_ + 1);
-  }
-
-  // Writes alphas (betas) into `nodes` and returns the number at the walk's end.
-  Scaled<T> Run(NodeNumbers<T> nodes) {
-    const int64_t last = num_frames_ + num_labels_;
-    for (int64_t diagonal = 0; diagonal <= last; ++diagonal) {
-      const int64_t begin = Begin(diagonal), end = End(diagonal);
-      const ScaledRow<T> row = numbers_.Row(diagonal);
-      Sum(diagonal, begin, end - begin, row + begin);
-      if (diagonal == 0) row.mantissas[0] = T(1), row.exponents[0] = T(0);
-      // The row's last user began further left.
-      const int64_t old_begin = Begin(diagonal - numbers_.rows());
-      std::fill(row.mantissas + old_begin, row.mantissas + begin, T(0));
-      std::fill(row.exponents + old_begin, row.exponents + begin, -T(INFINITY));
-      for (int64_t j = begin; j < end; ++j) {
-        const int64_t t = FrameOf(diagonal - j);
-        if (t < num_frames_) nodes(t, ColumnOf(j)) = {row.mantissas[j], row.exponents[j]};
-      }
-    }
-    const ScaledRow<T> row = numbers_.Row(last);
-    return {row.mantissas[num_labels_], row.exponents[num_labels_]};
-  }
-
- private:
-  // Anti-diagonals between an arc's ends.
-  int64_t StepsOf(int a) const {
-    return int64_t{lattice_.table.arcs[a].duration} + lattice_.table.arcs[a].emits;
-  }
-  int64_t LogProbsWidth() const { return num_labels_ + 1 + kRowPadding; }
-  int64_t FrameOf(int64_t i) const { return kForward ? i : num_frames_ - i; }
-  int64_t ColumnOf(int64_t j) const { return kForward ? j : num_labels_ - j; }
-  // The columns j of an anti-diagonal whose rows are 0..T.
-  int64_t Begin(int64_t diagonal) const { return std::max<int64_t>(0, diagonal - num_frames_); }
-  int64_t End(int64_t diagonal) const { return std::min(num_labels_, diagonal) + 1; }
-
-  // What the arcs bring to the n nodes from column `begin` on. All log-probabilities are read
-  // before any is used: a wide load waits for the narrow stores before it.
-  void Sum(int64_t diagonal, int64_t begin, int64_t n, ScaledRow<T> sums) {
-    ArcRow<T> rows[kMaxArcs];
-    const int64_t t = FrameOf(diagonal - begin), u = ColumnOf(begin), du = kForward ? 1 : -1;
-    for (size_t k = 0; k < arcs_.size(); ++k) {
-      const Arc arc = lattice_.table.arcs[arcs_[k]];
-      const int64_t back_t = kForward ? arc.duration : 0, back_u = kForward ? arc.emits : 0;
-      T* log_probs = &log_probs_[k * LogProbsWidth()];
-      ReadArc(lattice_, arcs_[k], t - back_t, u - back_u, -du, du, n, log_probs);
-      const int64_t from = diagonal - StepsOf(arcs_[k]);
-      rows[k] = {log_probs, numbers_.Row(from) + (begin - arc.emits)};
-    }
-    if (!arcs_.empty()) loops_.sum_over_arcs(n, static_cast<int>(arcs_.size()), rows, sums);
-  }
-
-  const Lattice<T>& lattice_;
-  const LatticeLoops<T> loops_;
-  const int64_t num_frames_, num_labels_;
-  std::vector<int> arcs_;
-  std::vector<T> log_probs_;  // a row for each arc
-  ScaledRows<T> numbers_;
-};
-
-// One frame's posteriors at a time. In place: an arc's posterior needs no other arc's
-// log-probability.
-template <typename T>
-class PosteriorFrame {
- public:
-  explicit PosteriorFrame(int64_t columns)
-      : loops_(BestLatticeLoops<T>()),
-        width_(columns + kRowPadding),
-        numbers_(kMaxArcs * width_),
-        alphas_(1, columns),
-        betas_(1, columns),
-        ones_(1, columns) {
-    for (int64_t u = 0; u < columns; ++u) ones_.Row(0).mantissas[u] = T(1);
-  }
-
-  void Write(const Lattice<T>& lattice, NodeNumbers<T> alphas, NodeNumbers<T> betas,
-             Scaled<T> likelihood, int64_t t, T* posteriors) {
-    const Extent extent = lattice.extent;
-    const int64_t num_arcs = lattice.table.size;
-    const int64_t inside = extent.ColumnsAt(t);
-    T* row = posteriors + t * lattice.columns * num_arcs;
-    const ScaledRow<T> alpha = alphas_.Row(0), beta = betas_.Row(0);
-    for (int a = 0; a < num_arcs; ++a) {
-      ReadArc(lattice, a, t, 0, 0, 1, inside, &numbers_[a * width_]);
-    }
-    Read(alphas, t, inside, alpha);
-    int64_t frame = -1;  // whose betas have been read: arcs of one duration share them
-    for (int a = 0; a < num_arcs; ++a) {
-      const Arc arc = lattice.table.arcs[a];
-      const int64_t to_t = t + arc.duration;
-      if (to_t < extent.frames && to_t != frame) Read(betas, frame = to_t, inside, beta);
-      // To the final node it is One. Where there is no arc its weight is Zero.
-      const ScaledRow<T> to = to_t < extent.frames ? beta + arc.emits : ones_.Row(0);
-      T* numbers = &numbers_[a * width_];
-      loops_.posteriors(inside, alpha, numbers, to, likelihood, numbers);
-    }
-    for (int64_t u = 0; u < inside; ++u) {
-      for (int a = 0; a < num_arcs; ++a) row[u * num_arcs + a] = numbers_[a * width_ + u];
-    }
-    const T padding = extent.valid ? T(0) : T(NAN);
-    std::fill(row + inside * num_arcs, row + lattice.columns * num_arcs, padding);
-  }
-
- private:
-  // Nothing of another utterance stays behind them.
-  static void Read(NodeNumbers<T> nodes, int64_t t, int64_t n, ScaledRow<T> row) {
-    for (int64_t u = 0; u < n; ++u) {
-      row.mantissas[u] = nodes(t, u).mantissa;
-      row.exponents[u] = nodes(t, u).exponent;
-    }
-    std::fill_n(row.mantissas + n, kRowPadding, T(0));
-    std::fill_n(row.exponents + n, kRowPadding, T(0));
-  }
-
-  const LatticeLoops<T> loops_;
-  const int64_t width_;
-  std::vector<T> numbers_;  // log-probabilities, then posteriors, a row for each arc
-  ScaledRows<T> alphas_, betas_, ones_;
-};
-
-// What there is to do for one utterance: posteriors last.
+// An utterance and what it is computed with.
 template <typename T>
 class Utterance {
  public:
@@ -196,61 +49,165 @@ class Utterance {
       : s_(stage),
         b_(b),
         lattice_(stage.LatticeOf(b)),
-        alphas_(stage.Of(stage.alphas, b)),
-        betas_(stage.Of(stage.betas, b)) {}
+        diagonals_(lattice_.extent),
+        numbers_(new T[diagonals_.size() * (lattice_.table.size + (s_.posteriors ? 4 : 2))]) {}
 
-  void WriteAlphas() const {
-    s_.likelihoods[b_] =
-        lattice_.extent.valid ? Walk<T, true>(lattice_).Run(alphas_) : Scaled<T>{T(NAN), T(0)};
+  int64_t num_rows() const { return diagonals_.rows(); }
+  int64_t num_diagonals() const { return diagonals_.Last() + 1; }
+
+  // A row's log-probabilities from where its nodes stand in memory; -inf elsewhere. No node has a
+  // number yet.
+  void ReadRow(int64_t row) {
+    const int64_t num_arcs = lattice_.table.size;
+    const int64_t begin = row * diagonals_.width();
+    const auto fill = [&](T* plane, T x) { std::fill_n(plane + begin, diagonals_.width(), x); };
+    for (int a = 0; a < num_arcs; ++a) {
+      fill(Arcs(a), -T(INFINITY));
+      for (int64_t d = row; d < num_diagonals(); d += num_rows()) ReadArc(a, d);
+    }
+    for (const ScaledRow<T>& numbers : {Alphas(), Betas()}) {
+      fill(numbers.mantissas, T(0));
+      fill(numbers.exponents, -T(INFINITY));
+      if (!s_.posteriors) break;
+    }
+  }
+
+  void WriteAlphas() {
+    if (!lattice_.extent.valid) {
+      s_.losses[b_] = T(NAN);
+      return;
+    }
+    Walk</*kForward=*/true>(Alphas());
+    const ScaledRow<T> last = Alphas() + diagonals_.At(diagonals_.Last(), lattice_.extent.labels);
+    s_.likelihoods[b_] = {*last.mantissas, *last.exponents};
     s_.losses[b_] = -Log(s_.likelihoods[b_]);
   }
-  void WriteBetas() const {
-    if (lattice_.extent.valid) Walk<T, false>(lattice_).Run(betas_);
+  void WriteBetas() {
+    if (lattice_.extent.valid) Walk</*kForward=*/false>(Betas());
   }
-  void WritePosteriors(int64_t t, PosteriorFrame<T>& frame) const {
-    T* posteriors = s_.posteriors + b_ * s_.batch.NodesPerUtterance() * s_.table.size;
-    frame.Write(lattice_, alphas_, betas_, s_.likelihoods[b_], t, posteriors);
+
+  // In the arcs' place.
+  void WritePosteriors(int64_t d) {
+    const int64_t begin = diagonals_.Begin(d), n = diagonals_.End(d) - begin;
+    for (int a = 0; a < lattice_.table.size; ++a) {
+      const Arc arc = lattice_.table.arcs[a];
+      // An arc beyond the final node is none, whatever number it finds.
+      const int64_t to = std::min(d + Steps(arc), diagonals_.Last());
+      T* arcs = Arcs(a) + diagonals_.At(d, begin);
+      loops_.posteriors(n, Alphas() + diagonals_.At(d, begin), arcs,
+                        Betas() + diagonals_.At(to, begin + arc.emits), s_.likelihoods[b_], arcs);
+    }
+  }
+
+  // A frame's posteriors to where they belong.
+  void WriteFrame(int64_t t) const {
+    const int64_t num_arcs = lattice_.table.size, columns = lattice_.columns;
+    const int64_t inside = lattice_.extent.ColumnsAt(t);
+    T* frame = s_.posteriors + (b_ * s_.batch.max_frames + t) * columns * num_arcs;
+    for (int64_t u = 0; u < inside; ++u) {
+      const T* posteriors = Arcs(0) + diagonals_.At(t + u, u);
+      for (int a = 0; a < num_arcs; ++a) {
+        frame[u * num_arcs + a] = posteriors[a * diagonals_.size()];
+      }
+    }
+    const T padding = lattice_.extent.valid ? T(0) : T(NAN);
+    std::fill(frame + inside * num_arcs, frame + columns * num_arcs, padding);
   }
 
  private:
+  // Diagonals between an arc's ends.
+  static int64_t Steps(Arc arc) { return int64_t{arc.duration} + arc.emits; }
+
+  // Planes, in the order of `diagonals_`.
+  T* Plane(int64_t i) const { return numbers_.get() + i * diagonals_.size(); }
+  ScaledRow<T> Alphas() const { return {Plane(0), Plane(1)}; }
+  T* Arcs(int a) const { return Plane(2 + a); }
+  ScaledRow<T> Betas() const {
+    return {Plane(2 + lattice_.table.size), Plane(3 + lattice_.table.size)};
+  }
+
+  void ReadArc(int a, int64_t d) {
+    int64_t begin = diagonals_.Begin(d), end = diagonals_.End(d);
+    while (begin < end && !lattice_.HasArc(d - begin, begin, a)) ++begin;
+    while (begin < end && !lattice_.HasArc(d - (end - 1), end - 1, a)) --end;
+    T* arcs = Arcs(a) + diagonals_.At(d, 0);
+    for (int64_t u = begin; u < end; ++u) arcs[u] = lattice_.ArcLogProb(d - u, u, a);
+  }
+
+  // Alphas from the first diagonal on, betas from the last one back.
+  template <bool kForward>
+  void Walk(ScaledRow<T> numbers) {
+    const int64_t last = diagonals_.Last();
+    const ScaledRow<T> start =
+        numbers + (kForward ? diagonals_.At(0, 0) : diagonals_.At(last, lattice_.extent.labels));
+    *start.mantissas = T(1);
+    *start.exponents = T(0);
+    for (int64_t step = 1; step <= last; ++step) {
+      const int64_t d = kForward ? step : last - step;
+      const int64_t begin = diagonals_.Begin(d), n = diagonals_.End(d) - begin;
+      ArcRow<T> arcs[kMaxArcs];
+      int num_arcs = 0;
+      for (int a = 0; a < lattice_.table.size; ++a) {
+        const Arc arc = lattice_.table.arcs[a];
+        const int64_t steps = Steps(arc);
+        if (steps > step) continue;  // none has its other end on a diagonal
+        const int64_t tails =
+            kForward ? diagonals_.At(d - steps, begin - arc.emits) : diagonals_.At(d, begin);
+        const int64_t others = kForward ? tails : diagonals_.At(d + steps, begin + arc.emits);
+        arcs[num_arcs++] = {Arcs(a) + tails, numbers + others};
+      }
+      if (num_arcs == 0) continue;
+      loops_.sum_over_arcs(n, num_arcs, arcs, numbers + diagonals_.At(d, begin));
+    }
+  }
+
   const LatticeStage<T>& s_;
   const int64_t b_;
   const Lattice<T> lattice_;
-  const NodeNumbers<T> alphas_, betas_;
+  const LatticeLoops<T> loops_ = BestLatticeLoops<T>();
+  const Diagonals diagonals_;
+  std::unique_ptr<T[]> numbers_;
 };
 
 // A task is an utterance: each thread is woken once.
 template <typename T>
 void ComputeByUtterances(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
   parallel_for(s.batch.size, [&](int64_t begin, int64_t end) {
-    PosteriorFrame<T> frame(s.batch.columns);
     for (int64_t b = begin; b < end; ++b) {
-      const Utterance<T> utterance(s, b);
+      Utterance<T> utterance(s, b);
+      for (int64_t row = 0; row < utterance.num_rows(); ++row) utterance.ReadRow(row);
       utterance.WriteAlphas();
       if (!s.posteriors) continue;
       utterance.WriteBetas();
-      for (int64_t t = 0; t < s.batch.max_frames; ++t) utterance.WritePosteriors(t, frame);
+      for (int64_t d = 0; d < utterance.num_diagonals(); ++d) utterance.WritePosteriors(d);
+      for (int64_t t = 0; t < s.batch.max_frames; ++t) utterance.WriteFrame(t);
     }
   });
 }
 
-// A task is a direction of an utterance, then a frame: alphas and betas do not wait for each
-// other, nor frames' posteriors.
+// Tasks are rows, then directions, diagonals and frames of an utterance: none waits for another.
 template <typename T>
-void ComputeByDirections(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
-  parallel_for(2 * s.batch.size, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const Utterance<T> utterance(s, task / 2);
-      task % 2 == 0 ? utterance.WriteAlphas() : utterance.WriteBetas();
-    }
+void ComputeByParts(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
+  std::vector<Utterance<T>> utterances;
+  utterances.reserve(s.batch.size);
+  for (int64_t b = 0; b < s.batch.size; ++b) utterances.emplace_back(s, b);
+  const auto for_parts = [&](int64_t parts, const auto& body) {
+    parallel_for(s.batch.size * parts, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) body(utterances[task / parts], task % parts);
+    });
+  };
+  const int64_t max_diagonals = s.batch.max_frames + s.batch.columns;
+  for_parts(max_diagonals, [](Utterance<T>& utterance, int64_t row) {
+    if (row < utterance.num_rows()) utterance.ReadRow(row);
   });
-  const int64_t max_frames = s.batch.max_frames;
-  parallel_for(s.batch.size * max_frames, [&](int64_t begin, int64_t end) {
-    PosteriorFrame<T> frame(s.batch.columns);
-    for (int64_t task = begin; task < end; ++task) {
-      Utterance<T>(s, task / max_frames).WritePosteriors(task % max_frames, frame);
-    }
+  for_parts(2, [](Utterance<T>& utterance, int64_t direction) {
+    direction == 0 ? utterance.WriteAlphas() : utterance.WriteBetas();
   });
+  for_parts(max_diagonals, [](Utterance<T>& utterance, int64_t d) {
+    if (d < utterance.num_diagonals()) utterance.WritePosteriors(d);
+  });
+  for_parts(s.batch.max_frames,
+            [](Utterance<T>& utterance, int64_t t) { utterance.WriteFrame(t); });
 }
 
 }  // namespace
@@ -261,7 +218,7 @@ void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_fo
   if (!stage.posteriors || stage.batch.size >= 2 * num_threads) {
     ComputeByUtterances(stage, parallel_for);
   } else {
-    ComputeByDirections(stage, parallel_for);
+    ComputeByParts(stage, parallel_for);
   }
 }
 

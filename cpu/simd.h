@@ -191,6 +191,7 @@ struct Exponential<cpu::MBRNNT_ISA::Vec<double>> {
     for (int i = 0; i < cpu::MBRNNT_ISA::kLanes<double>; ++i) x[i] = Exp(double{x[i]});
     return x;
   }
+  static MBRNNT_HD V NearZero(V x) { return Of(x); }
 };
 template <>
 struct Logarithm<cpu::MBRNNT_ISA::Vec<double>> {

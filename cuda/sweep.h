@@ -24,7 +24,7 @@ struct DiagonalOrder {
   }
 };
 
-// NodeNumbers in the diagonal order.
+// Numbers of the nodes in the diagonal order.
 template <typename T>
 struct DiagonalNumbers {
   Scaled<T>* data;  // [rows, columns]

@@ -200,14 +200,14 @@ ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
 
 // ---- lattice and lattice_score -------------------------------------------------
 
-// What a room's lattice works with.
-enum class Workspace { kNumbers, kNumbersAndWeights };
+// What a room's lattice asks of XLA: the utterances' likelihoods, or their nodes' numbers, too.
+enum class Workspace { kLikelihoods, kNodes };
 
 // Scaled numbers of workspace for each node: alpha, with posteriors beta, and the
 // weights of its arcs. Every utterance has one more, its likelihood.
 inline int64_t ScaledPerNode(Workspace workspace, int64_t num_arcs, bool with_posteriors) {
-  const int64_t weights = workspace == Workspace::kNumbersAndWeights ? num_arcs : 0;
-  return 1 + (with_posteriors ? 1 : 0) + weights;
+  if (workspace == Workspace::kLikelihoods) return 0;
+  return 1 + (with_posteriors ? 1 : 0) + num_arcs;
 }
 
 template <typename Binding>
@@ -255,10 +255,12 @@ ffi::Error DecodeLattice(Workspace needed, ffi::AnyBuffer arc_log_probs,
     auto* next = Data<Scaled<T>>(workspace);
     const auto take = [&](int64_t count) { return std::exchange(next, next + batch.size * count); };
     LatticeStage<T> stage{batch, table, Data<const T>(arc_log_probs), Data<T>(*losses), posteriors};
-    // The weights first: wide rows, which begin where the buffer does.
-    if (needed == Workspace::kNumbersAndWeights) stage.weights = take(nodes * table.size);
-    stage.alphas = take(nodes);
-    if (with_posteriors) stage.betas = take(nodes);
+    if (needed == Workspace::kNodes) {
+      // The weights first: wide rows, which begin where the buffer does.
+      stage.weights = take(nodes * table.size);
+      stage.alphas = take(nodes);
+      if (with_posteriors) stage.betas = take(nodes);
+    }
     stage.likelihoods = take(1);
     return run(stage);
   });

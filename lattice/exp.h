@@ -22,20 +22,23 @@ struct Exponential {
     const T sum = bounded * 1.44269504f + kRound;
     const T n = sum - kRound;
     const T r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
-    // exp(r) on [-ln(2)/2, ln(2)/2]: 1 + r * (1 + r * q(r)), q a minimax fit (3e-9).
+    // 2^n, its biased exponent out of the sum's low bits; that of n = -127 is 0, and so is it.
+    const auto exponent = BitCast<typename Traits::Bits>(sum) << Traits::kExponentBit;
+    return NearZero(r) * BitCast<T>(exponent);
+  }
+  // exp(r) on [-ln(2)/2, ln(2)/2]: 1 + r * (1 + r * q(r)), q a minimax fit (3e-9).
+  static MBRNNT_HD T NearZero(T r) {
     T q = 1.3814539416e-3f * r + 8.3687454462e-3f;
     q = q * r + 4.1668388993e-2f;
     q = q * r + 1.6666521132e-1f;
     q = q * r + 4.9999994040e-1f;
-    const T mantissa = (q * r + 1.0f) * r + 1.0f;
-    // 2^n, its biased exponent out of the sum's low bits; that of n = -127 is 0, and so is it.
-    const auto exponent = BitCast<typename Traits::Bits>(sum) << Traits::kExponentBit;
-    return mantissa * BitCast<T>(exponent);
+    return (q * r + 1.0f) * r + 1.0f;
   }
 };
 template <>
 struct Exponential<double> {
   static MBRNNT_HD double Of(double x) { return std::exp(x); }
+  static MBRNNT_HD double NearZero(double x) { return std::exp(x); }
 };
 
 template <typename T>

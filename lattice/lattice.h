@@ -75,8 +75,11 @@ struct Lattice {
   const ArcTable& table;   // a GPU thread's own copy of it would be in slow memory
   const T* arc_log_probs;  // [max_frames, columns, table.size]
 
+  MBRNNT_HD T ArcLogProb(int64_t t, int64_t u, int a) const {
+    return arc_log_probs[(t * columns + u) * table.size + a];
+  }
   MBRNNT_HD Scaled<T> Weight(int64_t t, int64_t u, int a) const {
-    return FromLog(arc_log_probs[(t * columns + u) * table.size + a]);
+    return FromLog(ArcLogProb(t, u, a));
   }
   // Does arc a lead from (t, u), a node, to another one? To the final one only if it is a blank.
   MBRNNT_HD bool HasArc(int64_t t, int64_t u, int a) const {
@@ -87,16 +90,8 @@ struct Lattice {
   }
 };
 
-// A number for every node of an utterance, in the order of their rows. The
-// recursions take alphas and betas as anything that is called like this one, so
-// that a traversal may keep them in an order of its own.
-template <typename T>
-struct NodeNumbers {
-  Scaled<T>* data;  // [max_frames, columns]
-  int64_t columns;
-
-  MBRNNT_HD Scaled<T>& operator()(int64_t t, int64_t u) const { return data[t * columns + u]; }
-};
+// The recursions take alphas and betas as anything that is called with t and u: a traversal keeps
+// them in an order of its own.
 
 // What the arcs bring to a node, summed from the last arc to the first: the label
 // arc, whose summand a traversal by anti-diagonals has last, comes last.

@@ -76,7 +76,7 @@ MBRNNT_HD Scaled<T> FromLog(T x) {
   rest = rest > Element(1) ? Constant<T>(1) : rest;
   rest = rest < Element(-1) ? Constant<T>(-1) : rest;
   // An exponent of -inf is as good as an x of -inf, if it is not one.
-  return {exponent == -Element(INFINITY) ? T{} : Exp(rest), exponent};
+  return {exponent == -Element(INFINITY) ? T{} : Exponential<T>::NearZero(rest), exponent};
 }
 
 template <typename T>

@@ -33,18 +33,15 @@ struct LatticeStage {
   const T* arc_log_probs;  // [B, T, U+1, A]
   T* losses;               // [B]
   T* posteriors;           // [B, T, U+1, A] or null
-  // Workspace. A room may keep these in an order of its own.
+  // Workspace. Of the nodes' only in the GPU's room, in an order of its own.
   Scaled<T>* likelihoods = nullptr;  // [B]
   Scaled<T>* alphas = nullptr;       // [B, T, U+1]
   Scaled<T>* betas = nullptr;        // [B, T, U+1], if posteriors are wanted
-  Scaled<T>* weights = nullptr;      // [B, T, A, U+1], in the GPU's room
+  Scaled<T>* weights = nullptr;      // [B, T, A, U+1]
 
   MBRNNT_HD Lattice<T> LatticeOf(int64_t b) const {
     return {batch.ExtentOf(b), batch.columns, table,
             arc_log_probs + b * batch.NodesPerUtterance() * table.size};
-  }
-  NodeNumbers<T> Of(Scaled<T>* plane, int64_t b) const {
-    return {plane + b * batch.NodesPerUtterance(), batch.columns};
   }
 };
 
