@@ -12,7 +12,7 @@ namespace mbrnnt::cpu {
 namespace {
 
 struct Cpu {
-  static constexpr Workspace kWorkspace = Workspace::kLikelihoods;
+  using Workspace = cpu::Workspace;
 
   static auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 
@@ -43,9 +43,7 @@ struct Cpu {
 NB_MODULE(_cpu, m) {
   using mbrnnt::cpu::Cpu;
   m.attr("ffi_api_version") = nb::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
-  m.def("scaled_per_node", [](int64_t num_arcs, bool with_posteriors) {
-    return mbrnnt::ScaledPerNode(Cpu::kWorkspace, num_arcs, with_posteriors);
-  });
+  m.def("lattice_numbers_per_utterance", &Cpu::Workspace::NumbersPerUtterance);
   m.def("handlers", [] {
     nb::dict capsules;
     for (const auto& [stage, handler] : mbrnnt::Handlers<Cpu>()) {

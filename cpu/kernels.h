@@ -15,6 +15,17 @@ using ParallelFor = std::function<void(int64_t n, const LoopBody& body)>;
 template <typename L>
 void ComputeArcLogProbs(const ArcLogProbsStage<L>& stage, const ParallelFor& parallel_for);
 
+// The lattice's workspace: how many numbers it has, and where in it everything stands.
+struct Workspace {
+  static int64_t NumbersPerUtterance(int64_t frames, int64_t columns, int64_t num_arcs,
+                                     bool with_posteriors);
+  template <typename T>
+  static void Place(T* numbers, LatticeStage<T>& stage) {
+    stage.likelihoods = reinterpret_cast<Scaled<T>*>(numbers);
+    stage.diagonals = numbers + 2 * stage.batch.size;
+  }
+};
+
 // `num_threads` only decides what is done side by side.
 template <typename T>
 void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for,

@@ -4,12 +4,13 @@
 // side. So an utterance is laid out by diagonals first: an arc leads from column u of diagonal d
 // to column u + emits of diagonal d + steps, and what neighbouring arcs need stands side by side.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <memory>
 #include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/loops.h"
+#include "cpu/pages.h"
 
 namespace mbrnnt::cpu {
 namespace {
@@ -41,16 +42,26 @@ class Diagonals {
   int64_t rows_, width_;
 };
 
-// An utterance and what it is computed with.
+// Enough for any utterance: planes for its arcs, alphas and, with posteriors, betas.
+int64_t SizeOfPlace(int64_t frames, int64_t columns, int64_t num_arcs, bool with_posteriors) {
+  const Diagonals diagonals(Extent{frames, columns - 1, true});
+  return diagonals.size() * (num_arcs + (with_posteriors ? 4 : 2));
+}
+template <typename T>
+int64_t SizeOfPlace(const LatticeStage<T>& s) {
+  return SizeOfPlace(s.batch.max_frames, s.batch.columns, s.table.size, s.posteriors != nullptr);
+}
+
+// An utterance, and a place that it is computed in.
 template <typename T>
 class Utterance {
  public:
-  Utterance(const LatticeStage<T>& stage, int64_t b)
+  Utterance(const LatticeStage<T>& stage, int64_t b, int64_t place)
       : s_(stage),
         b_(b),
         lattice_(stage.LatticeOf(b)),
         diagonals_(lattice_.extent),
-        numbers_(new T[diagonals_.size() * (lattice_.table.size + (s_.posteriors ? 4 : 2))]) {}
+        numbers_(stage.diagonals + place * SizeOfPlace(stage)) {}
 
   int64_t num_rows() const { return diagonals_.rows(); }
   int64_t num_diagonals() const { return diagonals_.Last() + 1; }
@@ -119,7 +130,7 @@ class Utterance {
   static int64_t Steps(Arc arc) { return int64_t{arc.duration} + arc.emits; }
 
   // Planes, in the order of `diagonals_`.
-  T* Plane(int64_t i) const { return numbers_.get() + i * diagonals_.size(); }
+  T* Plane(int64_t i) const { return numbers_ + i * diagonals_.size(); }
   ScaledRow<T> Alphas() const { return {Plane(0), Plane(1)}; }
   T* Arcs(int a) const { return Plane(2 + a); }
   ScaledRow<T> Betas() const {
@@ -166,21 +177,26 @@ class Utterance {
   const Lattice<T> lattice_;
   const LatticeLoops<T> loops_ = BestLatticeLoops<T>();
   const Diagonals diagonals_;
-  std::unique_ptr<T[]> numbers_;
+  T* const numbers_;
 };
 
-// A task is an utterance: each thread is woken once.
+// A task is a thread's: it takes utterances until none is left, one after the other in the same
+// place, which so stays in its cache.
 template <typename T>
-void ComputeByUtterances(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
-  parallel_for(s.batch.size, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      Utterance<T> utterance(s, b);
-      for (int64_t row = 0; row < utterance.num_rows(); ++row) utterance.ReadRow(row);
-      utterance.WriteAlphas();
-      if (!s.posteriors) continue;
-      utterance.WriteBetas();
-      for (int64_t d = 0; d < utterance.num_diagonals(); ++d) utterance.WritePosteriors(d);
-      for (int64_t t = 0; t < s.batch.max_frames; ++t) utterance.WriteFrame(t);
+void ComputeByUtterances(const LatticeStage<T>& s, const ParallelFor& parallel_for,
+                         int64_t num_threads) {
+  std::atomic<int64_t> next{0};
+  parallel_for(std::min(s.batch.size, num_threads), [&](int64_t begin, int64_t end) {
+    for (int64_t place = begin; place < end; ++place) {
+      for (int64_t b; (b = next.fetch_add(1, std::memory_order_relaxed)) < s.batch.size;) {
+        Utterance<T> utterance(s, b, place);
+        for (int64_t row = 0; row < utterance.num_rows(); ++row) utterance.ReadRow(row);
+        utterance.WriteAlphas();
+        if (!s.posteriors) continue;
+        utterance.WriteBetas();
+        for (int64_t d = 0; d < utterance.num_diagonals(); ++d) utterance.WritePosteriors(d);
+        for (int64_t t = 0; t < s.batch.max_frames; ++t) utterance.WriteFrame(t);
+      }
     }
   });
 }
@@ -190,7 +206,7 @@ template <typename T>
 void ComputeByParts(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
   std::vector<Utterance<T>> utterances;
   utterances.reserve(s.batch.size);
-  for (int64_t b = 0; b < s.batch.size; ++b) utterances.emplace_back(s, b);
+  for (int64_t b = 0; b < s.batch.size; ++b) utterances.emplace_back(s, b, /*place=*/b);
   const auto for_parts = [&](int64_t parts, const auto& body) {
     parallel_for(s.batch.size * parts, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) body(utterances[task / parts], task % parts);
@@ -212,11 +228,17 @@ void ComputeByParts(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
 
 }  // namespace
 
+int64_t Workspace::NumbersPerUtterance(int64_t frames, int64_t columns, int64_t num_arcs,
+                                       bool with_posteriors) {
+  return 2 + SizeOfPlace(frames, columns, num_arcs, with_posteriors);  // 2: its likelihood
+}
+
 template <typename T>
 void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for,
                     int64_t num_threads) {
+  PreferHugePages(stage.diagonals, stage.batch.size * SizeOfPlace(stage) * sizeof(T));
   if (!stage.posteriors || stage.batch.size >= 2 * num_threads) {
-    ComputeByUtterances(stage, parallel_for);
+    ComputeByUtterances(stage, parallel_for, num_threads);
   } else {
     ComputeByParts(stage, parallel_for);
   }

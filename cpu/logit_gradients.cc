@@ -1,11 +1,9 @@
 #include <algorithm>
 #include <cmath>
-#if __has_include(<sys/mman.h>)
-#include <sys/mman.h>
-#endif
 
 #include "cpu/kernels.h"
 #include "cpu/loops.h"
+#include "cpu/pages.h"
 
 namespace mbrnnt::cpu {
 namespace {
@@ -37,18 +35,6 @@ void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t
 
   loops.gradient(logits, s.num_classes, s.log_normalizers[node], occupancy, read, s.rule, cotangent,
                  gradients);
-}
-
-// A fresh buffer of the logits' size costs more in page faults than in arithmetic;
-// huge pages make it 512 times fewer. Only a hint, and only for whole huge pages.
-void PreferHugePages(void* begin, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
-  const uintptr_t address = reinterpret_cast<uintptr_t>(begin);
-  const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (address + bytes) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
 }
 
 }  // namespace

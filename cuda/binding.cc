@@ -19,9 +19,7 @@ struct OnXlasStream : Cuda {
 NB_MODULE(_cuda, m) {
   using mbrnnt::cuda::OnXlasStream;
   m.attr("ffi_api_version") = nb::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
-  m.def("scaled_per_node", [](int64_t num_arcs, bool with_posteriors) {
-    return mbrnnt::ScaledPerNode(OnXlasStream::kWorkspace, num_arcs, with_posteriors);
-  });
+  m.def("lattice_numbers_per_utterance", &OnXlasStream::Workspace::NumbersPerUtterance);
   m.def("handlers", [] {
     nb::dict capsules;
     for (const auto& [stage, handler] : mbrnnt::Handlers<OnXlasStream>()) {

@@ -9,7 +9,7 @@
 namespace mbrnnt::cuda {
 
 struct Cuda {
-  static constexpr Workspace kWorkspace = Workspace::kNodes;
+  using Workspace = cuda::Workspace;
 
   template <typename L>
   static ffi::Error Run(cudaStream_t stream, const ArcLogProbsStage<L>& stage) {

@@ -200,16 +200,6 @@ ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
 
 // ---- lattice and lattice_score -------------------------------------------------
 
-// What a room's lattice asks of XLA: the utterances' likelihoods, or their nodes' numbers, too.
-enum class Workspace { kLikelihoods, kNodes };
-
-// Scaled numbers of workspace for each node: alpha, with posteriors beta, and the
-// weights of its arcs. Every utterance has one more, its likelihood.
-inline int64_t ScaledPerNode(Workspace workspace, int64_t num_arcs, bool with_posteriors) {
-  if (workspace == Workspace::kLikelihoods) return 0;
-  return 1 + (with_posteriors ? 1 : 0) + num_arcs;
-}
-
 template <typename Binding>
 auto BindLattice(Binding binding) {
   return std::move(binding)
@@ -222,12 +212,11 @@ auto BindLattice(Binding binding) {
       .template Attr<ffi::Span<const int32_t>>("emits");
 }
 
-template <typename Run>
-ffi::Error DecodeLattice(Workspace needed, ffi::AnyBuffer arc_log_probs,
-                         ffi::AnyBuffer logit_lengths, ffi::AnyBuffer label_lengths,
-                         ffi::Result<ffi::AnyBuffer> losses, ffi::RemainingRets rest,
-                         ffi::Span<const int32_t> durations, ffi::Span<const int32_t> emits,
-                         Run&& run) {
+template <typename Room, typename Run>
+ffi::Error DecodeLattice(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_lengths,
+                         ffi::AnyBuffer label_lengths, ffi::Result<ffi::AnyBuffer> losses,
+                         ffi::RemainingRets rest, ffi::Span<const int32_t> durations,
+                         ffi::Span<const int32_t> emits, Run&& run) {
   return SwitchReal(arc_log_probs.element_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     Checker check;
@@ -242,9 +231,9 @@ ffi::Error DecodeLattice(Workspace needed, ffi::AnyBuffer arc_log_probs,
 
     const bool with_posteriors = rest.size() == 2;
     const ffi::AnyBuffer workspace = **rest.get<ffi::AnyBuffer>(rest.size() - 1);
-    const int64_t nodes = batch.NodesPerUtterance();
-    const int64_t numbers = ScaledPerNode(needed, table.size, with_posteriors) * nodes + 1;
-    check.Expect("workspace", workspace, RealDataType<T>(), block.With({2 * numbers}));
+    const int64_t numbers = Room::Workspace::NumbersPerUtterance(block.frames, block.columns,
+                                                                 table.size, with_posteriors);
+    check.Expect("workspace", workspace, RealDataType<T>(), block.With({numbers}));
     T* posteriors = nullptr;
     if (with_posteriors) {
       const ffi::AnyBuffer buffer = **rest.get<ffi::AnyBuffer>(0);
@@ -252,16 +241,8 @@ ffi::Error DecodeLattice(Workspace needed, ffi::AnyBuffer arc_log_probs,
       posteriors = Data<T>(buffer);
     }
     if (!check.ok()) return check.error();
-    auto* next = Data<Scaled<T>>(workspace);
-    const auto take = [&](int64_t count) { return std::exchange(next, next + batch.size * count); };
     LatticeStage<T> stage{batch, table, Data<const T>(arc_log_probs), Data<T>(*losses), posteriors};
-    if (needed == Workspace::kNodes) {
-      // The weights first: wide rows, which begin where the buffer does.
-      stage.weights = take(nodes * table.size);
-      stage.alphas = take(nodes);
-      if (with_posteriors) stage.betas = take(nodes);
-    }
-    stage.likelihoods = take(1);
+    Room::Workspace::Place(Data<T>(workspace), stage);
     return run(stage);
   });
 }

@@ -3,7 +3,7 @@
 //
 //   struct Room {
 //     static auto Bind();                     // the handlers' first argument, from XLA
-//     static constexpr Workspace kWorkspace;  // what its lattice works with
+//     using Workspace = ...;  // the lattice's: its size, and where in it everything stands
 //     static ffi::Error Run(Context, const ArcLogProbsStage<L>&);  // for every stage
 //   };
 #pragma once
@@ -31,8 +31,8 @@ std::array<NamedHandler, 4> Handlers() {
   XLA_FFI_DEFINE_HANDLER(
       lattice,
       [](auto context, auto... args) {
-        return DecodeLattice(Room::kWorkspace, args...,
-                             [&](const auto& stage) { return Room::Run(context, stage); });
+        return DecodeLattice<Room>(args...,
+                                   [&](const auto& stage) { return Room::Run(context, stage); });
       },
       BindLattice(Room::Bind()));
   XLA_FFI_DEFINE_HANDLER(

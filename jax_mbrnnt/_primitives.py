@@ -242,12 +242,11 @@ def _lattice_avals(arc_log_probs: Aval, *_: Aval, **__: Any) -> list[Aval]:
 
 
 def _lattice_workspace(with_posteriors: bool) -> Callable[..., Sequence[Aval]]:
-    """Mantissas and exponents, as many as the kernels say that they need."""
+    """As many numbers as the kernels say that they need."""
 
     def workspace(arc_log_probs: Aval, *_: Aval, module: ModuleType) -> Sequence[Aval]:
         num_frames, columns, num_arcs = arc_log_probs.shape[-CORE_RANK:]
-        per_node = module.scaled_per_node(num_arcs, with_posteriors)
-        size = 2 * (per_node * num_frames * columns + 1)
+        size = module.lattice_numbers_per_utterance(num_frames, columns, num_arcs, with_posteriors)
         return [_result(arc_log_probs, (size,), arc_log_probs.dtype)]
 
     return workspace

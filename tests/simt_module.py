@@ -60,8 +60,9 @@ def take_the_place_of_the_cpu_kernels() -> None:
     library = ctypes.CDLL(str(LIBRARY))
     library.simt_handler.restype = ctypes.c_void_p
     library.simt_handler.argtypes = [ctypes.c_char_p]
-    library.simt_scaled_per_node.restype = ctypes.c_int64
-    library.simt_scaled_per_node.argtypes = [ctypes.c_int64, ctypes.c_bool]
+    lattice_numbers_per_utterance = library.simt_lattice_numbers_per_utterance
+    lattice_numbers_per_utterance.restype = ctypes.c_int64
+    lattice_numbers_per_utterance.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_bool]
 
     module = types.ModuleType("jax_mbrnnt._cpu")
     handlers = {
@@ -71,7 +72,7 @@ def take_the_place_of_the_cpu_kernels() -> None:
     version = tuple((ctypes.c_int * 2).in_dll(library, "simt_ffi_api_version"))
     vars(module).update(
         handlers=lambda: handlers,
-        scaled_per_node=library.simt_scaled_per_node,
+        lattice_numbers_per_utterance=lattice_numbers_per_utterance,
         ffi_api_version=version,
     )
     sys.modules[module.__name__] = module

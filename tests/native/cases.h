@@ -3,7 +3,7 @@
 // exact allocations.
 //
 // A Room has `Buffer<T>`, which is made of a size or of a vector and gives `data()` for
-// the kernels and `Fetch()` for the host, and `Run` for every stage.
+// the kernels and `Fetch()` for the host, the lattice's `Workspace`, and `Run` for every stage.
 #pragma once
 
 #include <algorithm>
@@ -89,16 +89,9 @@ struct Case {
     Room::Run(ArcLogProbsStage<L>{device, num_classes, classes, T(0.05), device_logits.data(),
                                   device_labels.data(), arc_log_probs.data(), normalizers.data()});
 
-    Buffer<Scaled<T>> alphas(all), betas(all), likelihoods(batch), weights(all * 4);
-    LatticeStage<T> lattice{device,        table,   arc_log_probs.data(),
-                            scores.data(), nullptr, likelihoods.data(),
-                            alphas.data(), nullptr, weights.data()};
-    Room::Run(lattice);
-    lattice.losses = losses.data();
-    lattice.betas = betas.data();
     Buffer<T>& posteriors = in_place ? arc_log_probs : other_posteriors;
-    lattice.posteriors = posteriors.data();
-    Room::Run(lattice);
+    RunLattice({device, table, arc_log_probs.data(), scores.data(), nullptr});
+    RunLattice({device, table, arc_log_probs.data(), losses.data(), posteriors.data()});
 
     Buffer<L>& gradients = in_place ? device_logits : other_gradients;
     Room::Run(LogitGradientsStage<L>{device,
@@ -117,6 +110,14 @@ struct Case {
     for (int64_t b = 0; b < batch; ++b) {
       Check(b, host_losses, host_scores, host_posteriors.data(), host_gradients);
     }
+  }
+
+  void RunLattice(LatticeStage<T> stage) const {
+    using Workspace = typename Room::Workspace;
+    Buffer<T> workspace(batch * Workspace::NumbersPerUtterance(frames, columns, table.size,
+                                                               stage.posteriors != nullptr));
+    Workspace::Place(workspace.data(), stage);
+    Room::Run(stage);
   }
 
   void Check(int64_t b, const std::vector<T>& losses, const std::vector<T>& scores,

@@ -22,6 +22,7 @@ using test::random_bits;
 using test::RandomInt;
 
 struct CudaRoom {
+  using Workspace = cuda::Workspace;
   template <typename T>
   using Buffer = test::DeviceArray<T>;
 

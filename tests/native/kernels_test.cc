@@ -27,6 +27,7 @@ void InShuffledPieces(int64_t n, const cpu::LoopBody& body) {
 }
 
 struct CpuRoom {
+  using Workspace = cpu::Workspace;
   template <typename T>
   struct Buffer : std::vector<T> {
     using std::vector<T>::vector;

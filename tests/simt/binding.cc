@@ -31,7 +31,8 @@ EXPORTED XLA_FFI_Handler* simt_handler(const char* stage) {
   return nullptr;
 }
 
-EXPORTED int64_t simt_scaled_per_node(int64_t num_arcs, bool with_posteriors) {
-  return mbrnnt::ScaledPerNode(OnNoStream::kWorkspace, num_arcs, with_posteriors);
+EXPORTED int64_t simt_lattice_numbers_per_utterance(int64_t frames, int64_t columns,
+                                                    int64_t num_arcs, bool with_posteriors) {
+  return OnNoStream::Workspace::NumbersPerUtterance(frames, columns, num_arcs, with_posteriors);
 }
 }
