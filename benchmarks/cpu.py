@@ -32,6 +32,14 @@ import memory
 import peers
 import precision
 import scaling
+from cpu_report import (
+    FRESH,
+    PRECISION_GOAL,
+    XLA_FLOOR,
+    table_of_kept,
+    table_of_ratios,
+    table_of_times,
+)
 from programs import BIG_BLANKS, Problem, Shape, make_problem
 from tables import write_csv
 from timing import Call, Pass, interleave
@@ -46,17 +54,11 @@ SHAPES: list[Shape] = [
 ]
 QUICK_SHAPES = [SHAPES[0], SHAPES[1]]
 QUICK_PROGRAMS = frozenset({"read", "copy", "exponential", "ours", "strong"})  # of the second
-SMALL_V = 128  # below, the lattice counts, and the goal is a peer's time instead of the floor's
 MEMORY_FROM = 16 << 20  # bytes of logits; below, the resident set tells of other things
 HIDDEN = 16  # of the product in front: narrow, so that the loss is not lost beside it
 # Absolute, on the gradient of one utterance's loss; a peer's arithmetic may be coarser, and
 # logarithms in float32 lose digits over a thousand frames.
 TOLERANCE = {"f32": 1e-4, "log-domain": 1e-3, "bf16": 1e-2, "peer": 2e-2}
-# To be read beside the ratios: nothing here asserts a time.
-FLOOR_GOAL, RIVAL_GOAL, PEER_GOAL, MEMORY_GOAL = 1.5, 0.5, 1 / 3, 1.05
-PRECISION_GOAL = 1e-4
-FRESH = "copy to fresh memory"
-BF16_FLOOR = ("read, bfloat16", "copy, bfloat16")
 FIELDS = ["B", "T", "U+1", "V", "program", "median_ms", "min_ms", "max_ms", "samples"]
 FIELDS += ["max_error", "rss_growth_over_logits", "temp_over_logits", "note"]
 
@@ -104,6 +106,8 @@ class Table:
             "copy": of(self.build_floor, "copy"),
             FRESH: of(self.build_floor, "fresh copy"),
             "exponential": of(self.build_floor, "exponential"),
+            XLA_FLOOR[0]: of(self.build_floor_of_xla, jnp.sum),
+            XLA_FLOOR[1]: of(self.build_floor_of_xla, jnp.negative),
             "read, bfloat16": of(self.build_floor, "read", share=2),
             "copy, bfloat16": of(self.build_floor, "copy", share=2),
             "ours": of(self.build, "ours"),
@@ -120,6 +124,11 @@ class Table:
     def build_floor(self, kind: str, name: str, share: int = 1) -> Call:
         num_bytes = self.problem.logits.nbytes // share
         return Pass(lambda: self.floors.milliseconds(kind, num_bytes), lambda: ())
+
+    def build_floor_of_xla(self, function: Callable[[jax.Array], jax.Array], name: str) -> Call:
+        """As a user gets it: under `jit`, where a result as large as the logits is fresh memory."""
+        program = jax.jit(function).lower(self.problem.logits).compile()
+        return Call(program, lambda: (self.problem.logits,))
 
     def build(
         self, which: str, name: str, durations: tuple[int, ...] = BIG_BLANKS, dtype: str = "f32"
@@ -254,116 +263,6 @@ class Table:
                 row["temp_over_logits"] = f"{self.memory[name]['temp']:.4f}"
             result.append(row | {"note": self.notes.get(name, "")})
         return result
-
-
-# ---- What is printed -----------------------------------------------------------------------
-
-
-def number(x: float | None) -> str:
-    if x is None:
-        return "-"
-    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
-
-
-def line(name: str, cells: list[str]) -> str:
-    return f"{name:24}" + "".join(f"{cell:>20}" for cell in cells)
-
-
-def cell(ms: list[float]) -> str:
-    return f"{number(float(np.median(ms)))} [{number(min(ms))},{number(max(ms))}]"
-
-
-def shapes(tables: list[Table]) -> str:
-    return line("(B, T, U+1, V)", [",".join(map(str, table.shape)) for table in tables])
-
-
-def table_of_times(tables: list[Table]) -> list[str]:
-    sizes = line("logits, MiB", [f"{t.num_bytes / 2**20:.1f}" for t in tables])
-    lines = [shapes(tables), sizes]
-    medians = [table.medians() for table in tables]
-    for name in tables[0].builders():
-        cells = []
-        for table, found in zip(tables, medians, strict=True):
-            if name in found:
-                cells.append(cell(table.milliseconds[name]))
-            else:
-                cells.append(table.notes.get(name, "-").split(":")[0])
-        lines.append(line(name, cells))
-        if name == "h @ W alone":
-            less = [number(found.get("ours, less h @ W")) for found in medians]
-            lines.append(line("ours, less h @ W", less))
-    return lines
-
-
-Ratio = Callable[[Table, dict[str, float]], float | None]  # of medians
-Row = tuple[str, float | None, Ratio]  # with the goal
-
-
-def over(above: str, *below: str) -> Ratio:
-    def ratio(table: Table, ms: dict[str, float]) -> float | None:
-        if above not in ms or any(name not in ms for name in below):
-            return None
-        return ms[above] / sum(ms[name] for name in below)
-
-    return ratio
-
-
-def over_floor(above: str, *below: str) -> Ratio:
-    big = over(above, *below)
-    return lambda table, ms: big(table, ms) if table.shape[3] >= SMALL_V else None
-
-
-def lines_of_ratios(rows: list[Row], tables: list[Table], medians: list[dict]) -> list[str]:
-    """A goal stands beside, for a reader to compare."""
-    lines = [f"{'':36}{'goal':>8}" + "".join(f"{','.join(map(str, t.shape)):>16}" for t in tables)]
-    for name, goal, ratio in rows:
-        found = [ratio(table, ms) for table, ms in zip(tables, medians, strict=True)]
-        cells = "".join(f"{'-' if x is None else format(x, '.2f'):>16}" for x in found)
-        lines.append(f"{name:36}{'' if goal is None else format(goal, '.2f'):>8}{cells}")
-    return lines
-
-
-def table_of_kept(tables: list[Table]) -> list[str]:
-    medians = [{name: float(np.median(ms)) for name, ms in t.kept.items()} for t in tables]
-    times = [line(name, [cell(t.kept[name]) for t in tables]) for name in tables[0].kept]
-    rows: list[Row] = [
-        ("ours / strong", RIVAL_GOAL, over("ours", "strong")),
-        ("the same, bfloat16", RIVAL_GOAL, over("ours, bfloat16", "strong, bfloat16")),
-        ("ours / (read + copy)", FLOOR_GOAL, over_floor("ours", "read", "copy")),
-        ("the same, bfloat16", FLOOR_GOAL, over_floor("ours, bfloat16", *BF16_FLOOR)),
-        ("bfloat16 / float32, ours", None, over("ours, bfloat16", "ours")),
-    ]
-    return [shapes(tables), *times, "", *lines_of_ratios(rows, tables, medians)]
-
-
-def table_of_ratios(tables: list[Table]) -> list[str]:
-    def over_peer(table: Table, ms: dict[str, float]) -> float | None:
-        best = [ms[n] for n in ("torchaudio, RNN-T", "warp-transducer, RNN-T") if n in ms]
-        small = table.shape[3] < SMALL_V
-        return ms["ours"] / min(best) if small and best and "ours" in ms else None
-
-    def of_memory(name: str, key: str):
-        return lambda table, _: table.memory.get(name, {}).get(key)
-
-    rows: list[Row] = [
-        ("ours / strong", RIVAL_GOAL, over("ours", "strong")),
-        ("the same, RNN-T", RIVAL_GOAL, over("ours, RNN-T", "strong, RNN-T")),
-        ("the same, bfloat16", RIVAL_GOAL, over("ours, bfloat16", "strong, bfloat16")),
-        ("ours / (read + copy)", FLOOR_GOAL, over_floor("ours", "read", "copy")),
-        ("the same, bfloat16", FLOOR_GOAL, over_floor("ours, bfloat16", *BF16_FLOOR)),
-        ("ours, donated / (read + copy)", None, over_floor("ours, donated", "read", "copy")),
-        ("ours / (read + copy to fresh memory)", None, over_floor("ours", "read", FRESH)),
-        ("bfloat16 / float32, ours", None, over("ours, bfloat16", "ours")),
-        ("ours / best peer, small V", PEER_GOAL, over_peer),
-        ("peak growth / logits, ours", MEMORY_GOAL, of_memory("ours", "growth")),
-        ("  strong", None, of_memory("strong", "growth")),
-        ("  autodiff scan", None, of_memory("autodiff scan", "growth")),
-        ("  remat scan", None, of_memory("remat scan", "growth")),
-        ("  our pure JAX", None, of_memory("our pure JAX", "growth")),
-        ("XLA's temporaries / logits, ours", None, of_memory("ours", "temp")),
-        ("  strong", None, of_memory("strong", "temp")),
-    ]
-    return lines_of_ratios(rows, tables, [table.medians() for table in tables])
 
 
 def machine() -> list[str]:
