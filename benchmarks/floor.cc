@@ -4,6 +4,8 @@
 //
 // Called through ctypes by floor.py.
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -13,8 +15,6 @@
 #include <cstring>
 #include <thread>
 #include <vector>
-
-#include <sys/mman.h>
 
 namespace {
 
@@ -58,53 +58,91 @@ void Exponentials(const float* from, float* to, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) to[i] = Exponential(from[i]);
 }
 
-}  // namespace
+using Clock = std::chrono::steady_clock;
 
-// Milliseconds of one pass by `num_threads` threads, which exist already when the clock starts.
-// kind: 0 reads, 1 copies, 2 stores exponentials of float32, 3 copies to memory that is asked of the
-// operating system and given back, in huge pages. Otherwise buffers are touched already; `sink` gets
-// what was read, so that it is not optimised away.
-extern "C" double floor_pass(int kind, const char* from, char* to, std::size_t bytes,
-                             int num_threads, std::uint64_t* sink) {
-  using Clock = std::chrono::steady_clock;
+// Milliseconds that `num_threads` threads take, which exist already when the clock starts: `begin`
+// in one, then work(first, end) in each on its part of the bytes, then `finish` in one.
+template <typename Begin, typename Work, typename Finish>
+double Time(std::size_t bytes, int num_threads, Begin&& begin, Work&& work, Finish&& finish) {
   std::atomic<int> waiting{0};
   std::atomic<bool> go{false};
-  std::atomic<std::uint64_t> total{0};
-  constexpr std::size_t kHugePage = std::size_t{1} << 21;
-  const std::size_t fresh_bytes = bytes + kHugePage;
-  void* fresh = nullptr;
-  auto work = [&](int thread) {
+  const auto part = [&](int thread) {
     // Whole pages each; the last thread takes what is left.
     const std::size_t share = bytes / num_threads / 4096 * 4096;
-    const std::size_t begin = share * thread;
-    const std::size_t size = thread == num_threads - 1 ? bytes - begin : share;
-    waiting.fetch_add(1);
-    while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
-    if (kind == 0) {
-      total.fetch_add(Read(from + begin, size));
-    } else if (kind == 1 || kind == 3) {
-      std::memcpy(to + begin, from + begin, size);
-    } else {
-      Exponentials(reinterpret_cast<const float*>(from + begin),
-                   reinterpret_cast<float*>(to + begin), size / sizeof(float));
-    }
+    const bool last = thread == num_threads - 1;
+    work(share * thread, last ? bytes : share * (thread + 1));
   };
   std::vector<std::thread> others;
-  for (int i = 1; i < num_threads; ++i) others.emplace_back(work, i);
+  for (int i = 1; i < num_threads; ++i) {
+    others.emplace_back([&, i] {
+      waiting.fetch_add(1);
+      while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
+      part(i);
+    });
+  }
   while (waiting.load() != num_threads - 1) std::this_thread::yield();
   const auto start = Clock::now();
-  if (kind == 3) {
-    fresh = mmap(nullptr, fresh_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (fresh == MAP_FAILED) std::abort();
-    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(fresh);
-    to = reinterpret_cast<char*>((address + kHugePage - 1) / kHugePage * kHugePage);
-    madvise(to, bytes, MADV_HUGEPAGE);
-  }
+  begin();
   go.store(true, std::memory_order_release);
-  work(0);
+  part(0);
   for (auto& thread : others) thread.join();
-  if (kind == 3) munmap(fresh, fresh_bytes);
-  const double ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-  *sink += total.load();
+  finish();
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+template <typename Work>
+double Time(std::size_t bytes, int num_threads, Work&& work) {
+  return Time(bytes, num_threads, [] {}, work, [] {});
+}
+
+}  // namespace
+
+// Milliseconds of one pass over memory that has been touched before; `to_sink` gets what was read,
+// so that it is not optimised away.
+extern "C" {
+
+double floor_read(const char* from, std::size_t bytes, int num_threads, std::uint64_t* to_sink) {
+  std::atomic<std::uint64_t> total{0};
+  const double ms = Time(bytes, num_threads, [&](std::size_t first, std::size_t end) {
+    total.fetch_add(Read(from + first, end - first));
+  });
+  *to_sink += total.load();
   return ms;
 }
+
+double floor_copy(const char* from, char* to, std::size_t bytes, int num_threads) {
+  return Time(bytes, num_threads, [&](std::size_t first, std::size_t end) {
+    std::memcpy(to + first, from + first, end - first);
+  });
+}
+
+// Of float32.
+double floor_exponential(const char* from, char* to, std::size_t bytes, int num_threads) {
+  return Time(bytes, num_threads, [&](std::size_t first, std::size_t end) {
+    Exponentials(reinterpret_cast<const float*>(from + first), reinterpret_cast<float*>(to + first),
+                 (end - first) / sizeof(float));
+  });
+}
+
+// To memory that is asked of the operating system, in huge pages, and given back.
+double floor_fresh_copy(const char* from, std::size_t bytes, int num_threads) {
+  constexpr std::size_t kHugePage = std::size_t{1} << 21;
+  const std::size_t all = bytes + kHugePage;
+  void* fresh = nullptr;
+  char* to = nullptr;
+  return Time(
+      bytes, num_threads,
+      [&] {
+        fresh = mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (fresh == MAP_FAILED) std::abort();
+        const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(fresh);
+        to = reinterpret_cast<char*>((address + kHugePage - 1) / kHugePage * kHugePage);
+        madvise(to, bytes, MADV_HUGEPAGE);
+      },
+      [&](std::size_t first, std::size_t end) {
+        std::memcpy(to + first, from + first, end - first);
+      },
+      [&] { munmap(fresh, all); });
+}
+
+}  // extern "C"

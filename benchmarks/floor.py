@@ -8,8 +8,6 @@ import tempfile
 
 import numpy as np
 
-KINDS = ("read", "copy", "exponential", "fresh copy")
-
 
 def num_threads() -> int:
     """As many as XLA takes: the cores that this process may run on."""
@@ -24,9 +22,13 @@ def load() -> ctypes.CDLL:
         target = os.path.join(directory, "floor.so")
         subprocess.run([os.environ.get("CXX", "c++"), *flags, source, "-o", target], check=True)
         library = ctypes.CDLL(target)  # stays mapped without its file
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    library.floor_pass.argtypes = [ctypes.c_int, pointer, pointer, size, ctypes.c_int, pointer]
-    library.floor_pass.restype = ctypes.c_double
+    pointer, size, threads = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    library.floor_read.argtypes = [pointer, size, threads, pointer]
+    library.floor_copy.argtypes = [pointer, pointer, size, threads]
+    library.floor_exponential.argtypes = [pointer, pointer, size, threads]
+    library.floor_fresh_copy.argtypes = [pointer, size, threads]
+    for kind in ("read", "copy", "exponential", "fresh_copy"):
+        getattr(library, f"floor_{kind}").restype = ctypes.c_double
     return library
 
 
@@ -40,11 +42,15 @@ class Floor:
         self.sink = ctypes.c_uint64()
 
     def milliseconds(self, kind: str, num_bytes: int) -> float:
-        return self.library.floor_pass(
-            KINDS.index(kind),
-            self.source.ctypes.data,
-            self.target.ctypes.data,
-            num_bytes,
-            num_threads(),
-            ctypes.byref(self.sink),
-        )
+        source, target = self.source.ctypes.data, self.target.ctypes.data
+        match kind:
+            case "read":
+                sink = ctypes.byref(self.sink)
+                return self.library.floor_read(source, num_bytes, num_threads(), sink)
+            case "copy":
+                return self.library.floor_copy(source, target, num_bytes, num_threads())
+            case "exponential":
+                return self.library.floor_exponential(source, target, num_bytes, num_threads())
+            case "fresh copy":
+                return self.library.floor_fresh_copy(source, num_bytes, num_threads())
+        raise ValueError(kind)
