@@ -236,6 +236,7 @@ int64_t Workspace::NumbersPerUtterance(int64_t frames, int64_t columns, int64_t 
 template <typename T>
 void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for,
                     int64_t num_threads) {
+  // XLA keeps the workspace where the gradient will be written.
   PreferHugePages(stage.diagonals, stage.batch.size * SizeOfPlace(stage) * sizeof(T));
   if (!stage.posteriors || stage.batch.size >= 2 * num_threads) {
     ComputeByUtterances(stage, parallel_for, num_threads);
