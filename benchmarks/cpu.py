@@ -33,7 +33,9 @@ import peers
 import precision
 import scaling
 from cpu_report import (
+    BF16_FLOOR,
     FRESH,
+    PEERS,
     PRECISION_GOAL,
     XLA_FLOOR,
     table_of_kept,
@@ -108,8 +110,8 @@ class Table:
             "exponential": of(self.build_floor, "exponential"),
             XLA_FLOOR[0]: of(self.build_floor_of_xla, jnp.sum),
             XLA_FLOOR[1]: of(self.build_floor_of_xla, jnp.negative),
-            "read, bfloat16": of(self.build_floor, "read", share=2),
-            "copy, bfloat16": of(self.build_floor, "copy", share=2),
+            BF16_FLOOR[0]: of(self.build_floor, "read", share=2),
+            BF16_FLOOR[1]: of(self.build_floor, "copy", share=2),
             "ours": of(self.build, "ours"),
             "ours, RNN-T": of(self.build, "ours", durations=()),
             "ours, bfloat16": of(self.build, "ours", dtype="bf16"),
@@ -117,8 +119,8 @@ class Table:
             "ours, with h @ W": self.build_behind_product,
             "h @ W alone": self.build_product,
             **rivals,
-            "torchaudio, RNN-T": of(self.build_peer, peers.torchaudio_rnnt),
-            "warp-transducer, RNN-T": of(self.build_peer, peers.warp_transducer),
+            PEERS[0]: of(self.build_peer, peers.torchaudio_rnnt),
+            PEERS[1]: of(self.build_peer, peers.warp_transducer),
         }
 
     def build_floor(self, kind: str, name: str, share: int = 1) -> Call:

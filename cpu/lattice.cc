@@ -76,11 +76,12 @@ class Utterance {
       fill(Arcs(a), -T(INFINITY));
       for (int64_t d = row; d < num_diagonals(); d += num_rows()) ReadArc(a, d);
     }
-    for (const ScaledRow<T>& numbers : {Alphas(), Betas()}) {
+    const auto fill_with_zero = [&](ScaledRow<T> numbers) {
       fill(numbers.mantissas, T(0));
       fill(numbers.exponents, -T(INFINITY));
-      if (!s_.posteriors) break;
-    }
+    };
+    fill_with_zero(Alphas());
+    if (s_.posteriors) fill_with_zero(Betas());
   }
 
   void WriteAlphas() {
