@@ -165,7 +165,9 @@ struct Buffers {
   int64_t num_classes;
   int32_t num_arcs;  // the label's, the blank's and those of durations 2, 4, 8
   const int32_t* labels;
-  T *arc_log_probs, *log_normalizers, *losses, *posteriors;
+  T* arc_log_probs;
+  LogNormalizer<T>* log_normalizers;
+  T *losses, *posteriors;
   const T* cotangents;
   Scaled<T>*likelihoods, *alphas, *betas, *weights;
 
@@ -264,7 +266,8 @@ class Problem {
   // Largest difference from the CPU's kernels on the batch's last utterance, whose offsets
   // are the largest. The losses count relatively. NaN if anything was left unwritten.
   double Error(cudaStream_t stream) const {
-    for (const auto* a : {&arc_log_probs_, &log_normalizers_, &losses_, &posteriors_}) a->Poison();
+    for (const auto* a : {&arc_log_probs_, &losses_, &posteriors_}) a->Poison();
+    log_normalizers_.Poison();
     gradients_.Poison();
     ArcLogProbs(/*of_copy=*/false, stream);
     LatticeLosses(/*with_posteriors=*/false, stream);
@@ -333,8 +336,8 @@ class Problem {
     const auto logit_length = static_cast<int32_t>(shape_.frames);
     const auto label_length = static_cast<int32_t>(num_labels);
 
-    std::vector<T> arcs(nodes * num_arcs_), normalizers(nodes), posteriors(arcs.size());
-    std::vector<Scaled<T>> alphas(nodes), betas(nodes), likelihood(1);
+    std::vector<T> arcs(nodes * num_arcs_), posteriors(arcs.size());
+    std::vector<LogNormalizer<T>> normalizers(nodes);
     Expected expected{T(0), std::vector<L>(size)};
     const Buffers<L> host{{1, shape_.frames, shape_.columns, &logit_length, &label_length},
                           shape_.classes,
@@ -345,12 +348,16 @@ class Problem {
                           &expected.loss,
                           posteriors.data(),
                           &kCotangent,
-                          likelihood.data(),
-                          alphas.data(),
-                          betas.data(),
+                          nullptr,
+                          nullptr,
+                          nullptr,
                           nullptr};
     cpu::ComputeArcLogProbs(host.ArcLogProbs(logits.data()), InThreads);
-    cpu::ComputeLattice(host.LatticeLosses(/*with_posteriors=*/true), InThreads, /*num_threads=*/2);
+    LatticeStage<T> lattice = host.LatticeLosses(/*with_posteriors=*/true);
+    std::vector<T> workspace(cpu::Workspace::NumbersPerUtterance(
+        shape_.frames, shape_.columns, num_arcs_, /*with_posteriors=*/true));
+    cpu::Workspace::Place(workspace.data(), lattice);
+    cpu::ComputeLattice(lattice, InThreads, /*num_threads=*/2);
     cpu::ComputeLogitGradients(host.LogitGradients(logits.data(), expected.gradients.data()),
                                InThreads);
     return expected;
@@ -374,7 +381,9 @@ class Problem {
   int32_t num_arcs_;
   DeviceArray<L> logits_, gradients_;
   DeviceArray<int32_t> labels_, logit_lengths_, label_lengths_;
-  DeviceArray<T> arc_log_probs_, log_normalizers_, losses_, posteriors_, cotangents_;
+  DeviceArray<T> arc_log_probs_;
+  DeviceArray<LogNormalizer<T>> log_normalizers_;
+  DeviceArray<T> losses_, posteriors_, cotangents_;
   DeviceArray<Scaled<T>> likelihoods_, alphas_, betas_, weights_;
 };
 

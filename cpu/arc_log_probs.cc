@@ -17,7 +17,7 @@ void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& paralle
       const int32_t* labels = s.batch.LabelsOf(s.labels, b);
       const int64_t inside = extent.ColumnsAt(t);
       const L* logits = s.logits + row * columns * s.num_classes;
-      T* normalizers = s.log_normalizers + row * columns;
+      LogNormalizer<T>* normalizers = s.log_normalizers + row * columns;
       T* arc_log_probs = s.arc_log_probs + row * columns * num_arcs;
 
       log_normalizers(logits, inside, s.num_classes, normalizers);
@@ -28,7 +28,7 @@ void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& paralle
               ArcLogProb(logits + u * s.num_classes, v, normalizers[u], s.sigma);
         }
       }
-      std::fill(normalizers + inside, normalizers + columns, T(INFINITY));
+      std::fill(normalizers + inside, normalizers + columns, LogNormalizer<T>::None());
       std::fill(arc_log_probs + inside * num_arcs, arc_log_probs + columns * num_arcs,
                 -T(INFINITY));
     }

@@ -92,7 +92,7 @@ class Utterance {
     Walk</*kForward=*/true>(Alphas());
     const ScaledRow<T> last = Alphas() + diagonals_.At(diagonals_.Last(), lattice_.extent.labels);
     s_.likelihoods[b_] = {*last.mantissas, *last.exponents};
-    s_.losses[b_] = -Log(s_.likelihoods[b_]);
+    s_.losses[b_] = Loss(s_.likelihoods[b_]);
   }
   void WriteBetas() {
     if (lattice_.extent.valid) Walk</*kForward=*/false>(Betas());

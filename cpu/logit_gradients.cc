@@ -33,8 +33,9 @@ void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t
     return;
   }
 
-  loops.gradient(logits, s.num_classes, s.log_normalizers[node], occupancy, read, s.rule, cotangent,
-                 gradients);
+  const LogNormalizer<T> normalizer = s.log_normalizers[node];
+  loops.gradient(logits, s.num_classes, normalizer.shift, s.rule.Factor(occupancy, normalizer), read,
+                 s.rule, cotangent, gradients);
 }
 
 }  // namespace

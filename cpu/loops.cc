@@ -110,7 +110,7 @@ MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes) {
 // One logarithm for a register of rows: where V is small it costs as much as the rest.
 template <typename L>
 void LogNormalizers(const L* logits, int64_t num_rows, int64_t num_classes,
-                    Real<L>* log_normalizers) {
+                    LogNormalizer<Real<L>>* log_normalizers) {
   using T = Real<L>;
   for (int64_t row = 0; row < num_rows; row += kLanes<T>) {
     const int size = static_cast<int>(std::min<int64_t>(kLanes<T>, num_rows - row));
@@ -120,20 +120,20 @@ void LogNormalizers(const L* logits, int64_t num_rows, int64_t num_classes,
       shifts[i] = of_row.shift;
       sums[i] = of_row.sum;
     }
-    T results[kLanes<T>];
-    Store(results, LogNormalizer(Load(shifts), Load(sums)));
-    std::copy(results, results + size, log_normalizers + row);
+    T log_sums[kLanes<T>];
+    Store(log_sums, LogSum(Load(sums)));
+    for (int i = 0; i < size; ++i) log_normalizers[row + i] = {shifts[i], log_sums[i]};
   }
 }
 
 template <typename L>
-void RowGradient(const L* logits, int64_t num_classes, Real<L> log_normalizer, Real<L> occupancy,
+void RowGradient(const L* logits, int64_t num_classes, Real<L> shift, Real<L> factor,
                  const ReadClasses<Real<L>>& read, GradientRule<Real<L>> rule, Real<L> cotangent,
                  L* gradients) {
   using T = Real<L>;
   constexpr int64_t kSize = kLanes<T>, kBlock = kUnrolled * kSize;
   const auto gradient = [&](Vec<T> x, Vec<T> own) {
-    return rule.LogitGradient(Exp(x - log_normalizer), occupancy, own, cotangent);
+    return rule.LogitGradient(Exp(x - shift), factor, own, cotangent);
   };
   const Vec<T> none = {};
   // A gradient that is neither clamped nor rounded is a sum, whose parts may come one by one.
@@ -144,7 +144,7 @@ void RowGradient(const L* logits, int64_t num_classes, Real<L> log_normalizer, R
     T x[kSize] = {};
     for (int k = 0; k < kSize && i + k < read.size; ++k) x[k] = ToReal(logits[read.classes[i + k]]);
     const auto classes = LoadBits<Like<typename ReadClasses<T>::Class, T>>(read.classes + i);
-    Vec<T> own = {};  // of all arcs that read a class: a label may equal a blank
+    Vec<T> own = {};  // of all arcs that read a class: they may share one
     for (int j = 0; j < read.size; ++j) {
       own += classes == read.classes[j] ? Constant<Vec<T>>(read.posteriors[j]) : none;
     }

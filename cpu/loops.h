@@ -30,11 +30,11 @@ struct ReadClasses {
 template <typename L>
 struct RowLoops {
   using T = Real<L>;
-  // log(sum(exp(row))) of consecutive rows, see LogNormalizer. Fetches the row behind them, too.
+  // Of consecutive rows. Fetches the row behind them, too.
   void (*log_normalizers)(const L* logits, int64_t num_rows, int64_t num_classes,
-                          T* log_normalizers);
-  // The gradient of a row. May be in place.
-  void (*gradient)(const L* logits, int64_t num_classes, T log_normalizer, T occupancy,
+                          LogNormalizer<T>* log_normalizers);
+  // The gradient of a row, see GradientRule. May be in place.
+  void (*gradient)(const L* logits, int64_t num_classes, T shift, T factor,
                    const ReadClasses<T>& read, GradientRule<T> rule, T cotangent, L* gradients);
 };
 

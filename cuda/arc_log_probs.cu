@@ -42,8 +42,8 @@ __device__ __forceinline__ void TakeInPacks(const L* first, OnlineLogSumExp<Real
 }
 
 template <typename L, int kLanes>
-__device__ __forceinline__ Real<L> RowLogNormalizer(const L* logits, int num_classes,
-                                                    LaneGroup<kLanes> group) {
+__device__ __forceinline__ LogNormalizer<Real<L>> RowLogNormalizer(const L* logits, int num_classes,
+                                                                   LaneGroup<kLanes> group) {
   constexpr int kSize = Pack<L>::kSize;
   const RowParts parts = RowParts::Of(logits, logits, num_classes);
   OnlineLogSumExp<Real<L>> row;
@@ -65,7 +65,7 @@ __device__ __forceinline__ Real<L> RowLogNormalizer(const L* logits, int num_cla
   take_in_single(parts.tail, num_classes);
 
   row.MoveTo(group.Max(row.maximum));
-  return LogNormalizer(Shift(row.maximum), group.Sum(row.sum));
+  return {Shift(row.maximum), LogSum(group.Sum(row.sum))};
 }
 
 template <typename L, int kLanes>
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(256, 2) ArcLogProbsKernel(const ArcLogProbsSta
   const int num_classes = static_cast<int>(s.num_classes), num_arcs = s.arc_classes.size;
   ForEachNode<kLanes>(s.batch, [&](const NodePlace& at) {
     T* arc_log_probs = s.arc_log_probs + at.node * num_arcs;
-    T normalizer = T(INFINITY);
+    auto normalizer = LogNormalizer<T>::None();
     if (at.IsInside()) {
       const L* logits = s.logits + at.node * s.num_classes;
       const int32_t* labels = s.batch.LabelsOf(s.labels, at.b);

@@ -5,18 +5,16 @@
 namespace mbrnnt::cuda {
 namespace {
 
-// A row's gradient as if no arc read any of its classes, for one element.
+// A row's gradient, for one element.
 template <typename L>
 struct RowGradient {
   using T = Real<L>;
   GradientRule<T> rule;
-  T log_normalizer, occupancy, cotangent;
+  T shift, factor, cotangent;
 
-  __device__ __forceinline__ T Probability(L logit) const {
-    return Exp(Widen(logit) - log_normalizer);
-  }
-  __device__ __forceinline__ L operator()(L logit) const {
-    return Narrow<L>(rule.LogitGradient(Probability(logit), occupancy, T(0), cotangent));
+  // own: of the arcs that read its class.
+  __device__ __forceinline__ L operator()(L logit, T own = T(0)) const {
+    return Narrow<L>(rule.LogitGradient(Exp(Widen(logit) - shift), factor, own, cotangent));
   }
 };
 
@@ -101,7 +99,9 @@ __device__ __forceinline__ void WriteRow(const LogitGradientsStage<L>& s, int64_
     FillRow(gradients, num_classes, T(0), group);
     return;
   }
-  const RowGradient<L> gradient{s.rule, s.log_normalizers[node], occupancy, cotangent};
+  const LogNormalizer<T> normalizer = s.log_normalizers[node];
+  const RowGradient<L> gradient{s.rule, normalizer.shift, s.rule.Factor(occupancy, normalizer),
+                                cotangent};
 
   constexpr int kArcsPerLane = kMaxArcs / kLanes;
   int classes[kArcsPerLane];
@@ -114,14 +114,13 @@ __device__ __forceinline__ void WriteRow(const LogitGradientsStage<L>& s, int64_
     // An arc without a class is not there; its posterior is 0, or NaN like the others.
     const int64_t v = s.arc_classes.ClassAt(a, labels, u, num_labels, s.num_classes);
     if (v < 0) continue;
-    T own = 0;  // of all arcs that read this class: a label may equal a blank
+    T own = 0;  // of all arcs that read this class: they may share one
     for (int other = 0; other < num_arcs; ++other) {
       if (s.arc_classes.ClassAt(other, labels, u, num_labels, s.num_classes) != v) continue;
       own += s.rule.Weigh(posteriors[other], s.arc_classes.IsLabel(other));
     }
     classes[i] = static_cast<int>(v);
-    of_classes[i] =
-        Narrow<L>(s.rule.LogitGradient(gradient.Probability(logits[v]), occupancy, own, cotangent));
+    of_classes[i] = gradient(logits[v], own);
   }
   group.Sync();
   MapRow(logits, gradients, num_classes, gradient, group);

@@ -43,7 +43,7 @@ template <typename T>
 __device__ __forceinline__ void StoreLikelihood(const LatticeStage<T>& s, int64_t b,
                                                 Scaled<T> likelihood) {
   s.likelihoods[b] = likelihood;
-  s.losses[b] = -Log(likelihood);
+  s.losses[b] = Loss(likelihood);
 }
 
 // One block for an utterance and a direction, a barrier for every anti-diagonal, and

@@ -189,12 +189,11 @@ ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
     const ArcClasses arc_classes = DecodeArcClasses(classes, block.last, check);
     check.Expect("labels", labels, ffi::DataType::S32, block.With({block.columns - 1}));
     check.Expect("arc_log_probs", *arc_log_probs, RealDataType<T>(), block.Nodes(arc_classes.size));
-    check.Expect("log_normalizers", *log_normalizers, RealDataType<T>(),
-                 block.With({block.frames, block.columns}));
+    check.Expect("log_normalizers", *log_normalizers, RealDataType<T>(), block.Nodes(2));
     if (!check.ok()) return check.error();
     return run(ArcLogProbsStage<L>{batch, block.last, arc_classes, static_cast<T>(sigma),
                                    Data<const L>(logits), Data<const int32_t>(labels),
-                                   Data<T>(*arc_log_probs), Data<T>(*log_normalizers)});
+                                   Data<T>(*arc_log_probs), Data<LogNormalizer<T>>(*log_normalizers)});
   });
 }
 
@@ -281,8 +280,7 @@ ffi::Error DecodeLogitGradients(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
     const Batch batch = block.WithLengths(logit_lengths, label_lengths, check);
     const ArcClasses arc_classes = DecodeArcClasses(classes, block.last, check);
     check.Expect("labels", labels, ffi::DataType::S32, block.With({block.columns - 1}));
-    check.Expect("log_normalizers", log_normalizers, RealDataType<T>(),
-                 block.With({block.frames, block.columns}));
+    check.Expect("log_normalizers", log_normalizers, RealDataType<T>(), block.Nodes(2));
     check.Expect("posteriors", posteriors, RealDataType<T>(), block.Nodes(arc_classes.size));
     check.Expect("cotangents", cotangents, RealDataType<T>(), block.batch_dims);
     check.Expect("logit_gradients", *logit_gradients, logits.element_type(),
@@ -291,7 +289,7 @@ ffi::Error DecodeLogitGradients(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
     return run(LogitGradientsStage<L>{
         batch, block.last, arc_classes,
         GradientRule<T>{static_cast<T>(1 + fastemit_lambda), static_cast<T>(clamp)},
-        Data<const L>(logits), Data<const int32_t>(labels), Data<const T>(log_normalizers),
+        Data<const L>(logits), Data<const int32_t>(labels), Data<const LogNormalizer<T>>(log_normalizers),
         Data<const T>(posteriors), Data<const T>(cotangents), Data<L>(*logit_gradients)});
   });
 }

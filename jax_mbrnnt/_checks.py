@@ -7,7 +7,7 @@ into errors where the caller has asked for it.
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
+
+from jax_mbrnnt._spec import as_integer
 
 Implementation = Literal["ffi", "xla"] | None
 
@@ -24,31 +26,58 @@ _INT32_MAX = 2**31 - 1
 
 
 class Utterances(NamedTuple):
-    """The integer operands: shapes settled, lengths filled in, dtype still the caller's."""
+    """The integer operands: shapes settled, dtypes still the caller's, lengths None for all."""
 
-    # Arrays, traced or not, of JAX or of numpy.
+    # Arrays of JAX, traced or not, or of numpy.
     labels: Any  # [batch_dims..., U], None for a lattice without labels
-    logit_lengths: Any  # [batch_dims...]
-    label_lengths: Any  # [batch_dims...]
+    logit_lengths: Any  # [batch_dims...] or None
+    label_lengths: Any  # [batch_dims...] or None
 
-    def as_int32(self, nodes: jax.Array) -> Utterances:
-        """Casts; what does not fit stays out of every valid range.
+    def settled(
+        self, like: jax.Array, num_batch: int, shape: Sequence[int], blanks: Sequence[int] = ()
+    ) -> Utterances:
+        """As the stages take them: int32, lengths filled in, no class (-1) for a label of `blanks`.
 
-        On a mesh in explicit mode the lengths become sharded as `nodes` is, if they are not:
-        those that were filled in could not know.
+        Called under `jit`. On a mesh in explicit mode the lengths become sharded as the batch dims
+        of `like` are, if they are not. The shape ends with T, U+1 and one more axis.
         """
-        core = tuple(range(self.logit_lengths.ndim, nodes.ndim))
-        of_each = jnp.zeros_like(jnp.sum(nodes, axis=core), dtype=jnp.int32)
+        *_, num_frames, columns, _ = shape
+        core = tuple(range(num_batch, like.ndim))
+        of_each = jnp.zeros_like(jnp.sum(like, axis=core), dtype=jnp.int32)
+
+        def lengths(given: Any, full: int) -> jax.Array:
+            return of_each + (full if given is None else _widened(given, jnp))
+
+        labels = self.labels
+        if labels is not None:
+            labels = _widened(labels, jnp)
+            if blanks:
+                labels = jnp.where(_is_blank(labels, blanks), -1, labels)
         return Utterances(
-            None if self.labels is None else _as_int32(self.labels),
-            _as_int32(self.logit_lengths) + of_each,
-            _as_int32(self.label_lengths) + of_each,
+            labels,
+            lengths(self.logit_lengths, num_frames),
+            lengths(self.label_lengths, columns - 1),
         )
 
 
-def _as_int32(x: jax.Array) -> jax.Array:
+def _widened(x: Any, xp: Any) -> Any:
+    """As int32: what does not fit stays out of every range that a label or a length may be in.
+
+    In its own dtype a narrow integer would wrap, or the number that it is compared with. `xp` is
+    numpy for known arrays, jax.numpy for traced ones.
+    """
     info = jnp.iinfo(x.dtype)
-    return jnp.clip(x, max(info.min, -1), min(info.max, _INT32_MAX)).astype(jnp.int32)
+    low, high = max(info.min, -1), min(info.max, _INT32_MAX)
+    return xp.clip(x, x.dtype.type(low), x.dtype.type(high)).astype(np.int32)
+
+
+def _is_blank(labels: Any, blanks: Sequence[int]) -> Any:
+    return (labels >= min(blanks)) & (labels <= max(blanks))  # neighbours all of them
+
+
+def as_array(x: ArrayLike) -> jax.Array:
+    """`x`, if it is an array of JAX: even a conversion that changes nothing copies a traced one."""
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
 def check_implementation(implementation: str | None) -> None:
@@ -60,7 +89,7 @@ def check_implementation(implementation: str | None) -> None:
 
 def check_nodes(name: str, x: ArrayLike, dtypes: tuple[str, ...], last_axis: str) -> jax.Array:
     """The floating-point operand `[batch_dims..., T, U+1, last_axis]`."""
-    x = jnp.asarray(x)
+    x = as_array(x)
     if x.dtype.name not in dtypes:
         raise TypeError(f"{name}: expected dtype {' or '.join(dtypes)}, got {x.dtype}")
     expected = f"{name}: expected shape [batch_dims..., T, U+1, {last_axis}]"
@@ -84,13 +113,51 @@ def check_arc_log_probs(arc_log_probs: ArrayLike, num_arcs: int) -> jax.Array:
     return x
 
 
-def _check_integers(name: str, x: ArrayLike, shape: tuple[Any, ...], against: str) -> jax.Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
+def _as_integers(name: str, x: ArrayLike) -> Any:
+    """An array of JAX as it is, others as numpy's: JAX would cut off what is beyond 32 bits."""
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+        x = as_array(x)
+    elif not hasattr(x, "dtype"):
+        x = np.asarray(x)
+        x = x.astype(np.int32) if x.size == 0 else x  # an empty list has no integers to show
+    if not jnp.issubdtype(x.dtype, np.integer):
         raise TypeError(f"{name}: expected an integer dtype, got {x.dtype}")
-    if x.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape} to match {against}, got {x.shape}")
     return x
+
+
+def check_labels_alone(labels: ArrayLike) -> tuple[int, ...]:
+    """The shape `[batch_dims..., U]` of labels that say how many utterances there are."""
+    shape = np.shape(labels)
+    if len(shape) < 1:
+        raise ValueError(f"labels: expected shape [batch_dims..., U], got {shape}")
+    return shape
+
+
+def _without_wrapping(x: Any) -> Any:
+    return _widened(x, np) if isinstance(x, np.ndarray | np.generic) else x
+
+
+def check_lengths(
+    name: str, x: ArrayLike | None, shape: tuple[Any, ...], full: int, against: str
+) -> Any:
+    """Lengths `[batch_dims...]` of at most `full`; None for all of it. `against`: what they match."""
+    if x is None:
+        return None
+    paddings = ""
+    if np.ndim(x) == len(shape) + 1:  # as optax.ctc_loss takes them
+        paddings = " (lengths, not paddings: (1 - paddings).sum(-1).astype(int))"
+    try:
+        lengths = _as_integers(name, x)
+    except TypeError as error:
+        raise TypeError(f"{error}{paddings}") from None
+    if lengths.shape != shape:
+        raise ValueError(
+            f"{name}: expected shape {shape} to match {against}, got {lengths.shape}{paddings}"
+        )
+    known = _known(lengths)
+    if known and isinstance(full, int):  # not a symbol of jax.export
+        _raise_if_bad(_length_rule(name, *known, full, np))
+    return _without_wrapping(lengths)
 
 
 def check_utterances(
@@ -99,26 +166,29 @@ def check_utterances(
     labels: ArrayLike | None,
     logit_lengths: ArrayLike | None,
     label_lengths: ArrayLike | None,
+    blanks: Sequence[int] = (),
 ) -> Utterances:
     """Checks the integer operands against `nodes` `[batch_dims..., T, U+1, last]`."""
-    *batch, num_frames, columns, _ = nodes.shape
+    *batch, num_frames, columns, num_classes = nodes.shape
     batch_dims = tuple(batch)
     against = f"{nodes_name} {nodes.shape}"
-
-    def lengths(name: str, given: ArrayLike | None, full: int) -> jax.Array:
-        if given is None:
-            return jnp.full(batch_dims, full, jnp.int32)
-        return _check_integers(name, given, batch_dims, against)
-
     if labels is not None:
-        labels = _check_integers("labels", labels, (*batch_dims, columns - 1), against)
+        labels = _as_integers("labels", labels)
+        expected = (*batch_dims, columns - 1)
+        if labels.shape != expected:
+            raise ValueError(
+                f"labels: expected shape {expected} to match {against}, got {labels.shape}"
+            )
     utterances = Utterances(
         labels,
-        lengths("logit_lengths", logit_lengths, num_frames),
-        lengths("label_lengths", label_lengths, columns - 1),
+        check_lengths("logit_lengths", logit_lengths, batch_dims, num_frames, against),
+        check_lengths("label_lengths", label_lengths, batch_dims, columns - 1, against),
     )
-    _check_known_values(utterances, nodes.shape)
-    return utterances
+    known = _known(labels, utterances.label_lengths)
+    if labels is not None and known and isinstance(num_classes, int):
+        for rule in _label_rules(*known, num_classes, blanks, np):
+            _raise_if_bad(rule)
+    return utterances._replace(labels=_without_wrapping(labels))
 
 
 # ---- a joint network and its operands ---------------------------------------------------
@@ -127,20 +197,13 @@ def check_utterances(
 def check_joint(joint: Any) -> None:
     if not callable(joint):
         raise TypeError(f"joint: expected a function, got {joint!r}")
-    try:
-        hash(joint)
-    except TypeError:
-        raise TypeError(
-            f"joint: expected a hashable function, which is compiled once, got {joint!r}; what "
-            "cannot be hashed may go into params"
-        ) from None
 
 
 def check_joint_operand(
     name: str, tree: Any, batch_dims: tuple[Any, ...], size: int | None, axis_name: str
 ) -> tuple[Any, int]:
     """A pytree of arrays `[batch_dims..., size, ...]`; its first leaf says the size if None."""
-    tree = jax.tree.map(jnp.asarray, tree)
+    tree = jax.tree.map(as_array, tree)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{name}: expected an array or a pytree of arrays, got {tree!r}")
@@ -180,7 +243,7 @@ def check_joint_logits(logits: Any, shape: tuple[Any, ...]) -> int:
 
 
 def check_chunk_frames(chunk_frames: int) -> int:
-    chunk_frames = operator.index(chunk_frames)
+    chunk_frames = as_integer("chunk_frames", chunk_frames)
     if chunk_frames < 1:
         raise ValueError(f"chunk_frames: expected at least 1, got {chunk_frames}")
     return chunk_frames
@@ -189,63 +252,77 @@ def check_chunk_frames(chunk_frames: int) -> int:
 # ---- values ----------------------------------------------------------------------------
 
 
-class _Range(NamedTuple):
-    """Some integers, the half-open range they must lie in, and which of them count."""
+class _Rule(NamedTuple):
+    """Some values, which of them are bad, and what was expected."""
 
     name: str
     values: Any
-    stop: int
-    meaning: str
-    counts: Any
-
-    def is_bad(self) -> Any:
-        return self.counts & ((self.values < 0) | (self.values >= self.stop))
-
-    def expected(self) -> str:
-        return f"expected a value in [0, {self.stop}) ({self.meaning})"
+    bad: Any
+    expected: str
 
 
-def _ranges(utterances: Utterances, shape: tuple[Any, ...], xp: Any) -> list[_Range]:
-    """The rules on values; `xp` is numpy for known arrays, jax.numpy for traced ones."""
-    *_, num_frames, columns, num_classes = shape
-    labels, logit_lengths, label_lengths = utterances
-    ranges = [
-        _Range("logit_lengths", logit_lengths, num_frames + 1, f"T = {num_frames}", True),
-        _Range("label_lengths", label_lengths, columns, f"U = {columns - 1}", True),
-    ]
-    if labels is not None:
-        real = xp.arange(columns - 1, dtype=label_lengths.dtype) < label_lengths[..., None]
-        ranges.append(_Range("labels", labels, num_classes, f"V = {num_classes} classes", real))
-    return ranges
+def _length_rule(name: str, lengths: Any, full: int, xp: Any) -> _Rule:
+    values = _widened(lengths, xp)
+    meaning = f"{'T' if name == 'logit_lengths' else 'U'} = {full}"
+    expected = f"expected a value in [0, {full + 1}) ({meaning})"
+    return _Rule(name, lengths, (values < 0) | (values > full), expected)
 
 
-def _is_known(x: Any) -> bool:
-    return x is None or (not isinstance(x, jax.core.Tracer) and x.is_fully_addressable)
+def _label_rules(
+    labels: Any, label_lengths: Any, num_classes: int, blanks: Sequence[int], xp: Any
+) -> list[_Rule]:
+    values = _widened(labels, xp)
+    counts = np.ones(labels.shape, bool)  # not those behind an utterance's labels
+    if label_lengths is not None:
+        place = np.arange(labels.shape[-1], dtype=np.int32)
+        place = place.reshape(*[1] * (labels.ndim - 1), -1)
+        counts = place < _widened(label_lengths, xp)[..., None]
+
+    outside = counts & ((values < 0) | (values >= num_classes))
+    classes = f"expected a value in [0, {num_classes}) (V = {num_classes} classes)"
+    rules = [_Rule("labels", labels, outside, classes)]
+    if blanks:
+        no_blank = f"expected none of the blanks' classes {tuple(blanks)}"
+        rules.append(_Rule("labels", labels, counts & _is_blank(values, blanks), no_blank))
+    return rules
 
 
-def _check_known_values(utterances: Utterances, shape: tuple[Any, ...]) -> None:
-    """`ValueError` for the first value out of range among operands that are not traced."""
-    if not all(map(_is_known, utterances)) or not all(isinstance(n, int) for n in shape):
-        return
-    known = Utterances(*(None if x is None else np.asarray(jax.device_get(x)) for x in utterances))
-    for r in _ranges(known, shape, np):
-        bad = np.broadcast_to(r.is_bad(), r.values.shape)
-        if bad.any():
-            index = tuple(int(i) for i in np.argwhere(bad)[0])
-            where = f"{r.name}{list(index)}" if index else r.name
-            raise ValueError(f"{where}: {r.expected()}, got {r.values[index]}")
+def _known(*operands: Any) -> list[Any] | None:
+    """The operands on the host, unless one of them is traced or elsewhere."""
+    for x in operands:
+        if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+            return None
+    return [None if x is None else np.asarray(jax.device_get(x)) for x in operands]
 
 
-def check_under_checkify(utterances: Utterances, shape: tuple[Any, ...]) -> None:
+def _raise_if_bad(rule: _Rule) -> None:
+    """`ValueError` for the first value that is."""
+    if rule.bad.any():
+        index = tuple(int(i) for i in np.argwhere(rule.bad)[0])
+        where = f"{rule.name}{list(index)}" if index else rule.name
+        raise ValueError(f"{where}: {rule.expected}, got {rule.values[index]}")
+
+
+def check_under_checkify(
+    utterances: Utterances, shape: tuple[Any, ...], blanks: Sequence[int]
+) -> None:
     """The same errors from inside a function that runs under `checkify.checkify`."""
-    for r in _ranges(utterances, shape, jnp):
-        bad = jnp.broadcast_to(r.is_bad(), r.values.shape)
-        if bad.size == 0:
+    *_, num_frames, columns, num_classes = shape
+    labels, *lengths = utterances
+    rules = [
+        _length_rule(name, x, full, jnp)
+        for name, x, full in zip(
+            Utterances._fields[1:], lengths, (num_frames, columns - 1), strict=True
+        )
+        if x is not None
+    ]
+    for rule in [*rules, *_label_rules(labels, lengths[1], num_classes, blanks, jnp)]:
+        if rule.bad.size == 0:
             continue
-        first = jnp.argmax(bad.ravel())
-        index = jnp.unravel_index(first, bad.shape)
-        axes = ", ".join(f"{{i{axis}}}" for axis in range(bad.ndim))
-        where = f"{r.name}[{axes}]" if bad.ndim else r.name
+        first = jnp.argmax(rule.bad.ravel())
+        index = jnp.unravel_index(first, rule.bad.shape)
+        axes = ", ".join(f"{{i{axis}}}" for axis in range(rule.bad.ndim))
+        where = f"{rule.name}[{axes}]" if axes else rule.name
         found: dict[str, Any] = {f"i{axis}": i for axis, i in enumerate(index)}
-        found["got"] = r.values.ravel()[first]
-        checkify.check(~jnp.any(bad), f"{where}: {r.expected()}, got {{got}}", **found)
+        found["got"] = rule.values.ravel()[first]
+        checkify.check(~jnp.any(rule.bad), f"{where}: {rule.expected}, got {{got}}", **found)

@@ -55,7 +55,7 @@ def _scores(
         sigma=options.sigma,
     )
     losses = stages.lattice_score(arc_log_probs, logit_lengths, label_lengths, arcs=options.arcs)
-    return losses * (1 + options.fastemit_lambda)
+    return _reference.value(losses, options)
 
 
 _loss = jax.custom_vjp(_scores, nondiff_argnums=(4, 5))
@@ -75,7 +75,7 @@ def _loss_forward(logits, labels, logit_lengths, label_lengths, options, impleme
         arc_log_probs, logit_lengths, label_lengths, arcs=options.arcs
     )
     residuals = logits, labels, logit_lengths, label_lengths, log_normalizers, posteriors
-    return losses * (1 + options.fastemit_lambda), residuals
+    return _reference.value(losses, options), residuals
 
 
 def _loss_backward(options, implementation, residuals, cotangents):
@@ -93,23 +93,42 @@ def _loss_backward(options, implementation, residuals, cotangents):
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
+def _operands(logits, utterances, options):
+    return logits, *_settled(utterances, logits, options.blanks(logits.shape[-1]))
+
+
+def _settled(utterances, nodes, blanks=()):
+    return utterances.settled(nodes, nodes.ndim - 3, nodes.shape, blanks)
+
+
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _losses(logits, utterances, *, options, implementation):
-    utterances = utterances.as_int32(logits)
+    operands = _operands(logits, utterances, options)
     if implementation == "xla":
-        return _reference.differentiable_loss(logits, *utterances, options)
-    logits = _primitives.reverse_mode_only(logits)
-    return _loss(logits, *utterances, options, implementation)
+        return _reference.differentiable_loss(*operands, options)
+    logits, *utterances = operands
+    return _loss(_primitives.reverse_mode_only(logits), *utterances, options, implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _losses_without_gradient(logits, utterances, *, options, implementation):
-    return _scores(logits, *utterances.as_int32(logits), options, implementation)
+    logits = _primitives.without_derivative(
+        logits,
+        "MultiblankRNNT.score_forward: it has no derivative; differentiate the criterion itself, "
+        "criterion(logits, labels, ...), or multiblank_rnnt_loss",
+    )
+    return _scores(*_operands(logits, utterances, options), options, implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _losses_and_gradients(logits, utterances, *, options, implementation):
-    losses, residuals = _loss_forward(logits, *utterances.as_int32(logits), options, implementation)
+    logits = _primitives.without_derivative(
+        logits,
+        "MultiblankRNNT.cost_and_grad: it returns the gradient and has no derivative; for jax.grad "
+        "call the criterion itself, criterion(logits, labels, ...), or multiblank_rnnt_loss",
+    )
+    operands = _operands(logits, utterances, options)
+    losses, residuals = _loss_forward(*operands, options, implementation)
     gradient, *_ = _loss_backward(options, implementation, residuals, jnp.ones_like(losses))
     return losses, gradient
 
@@ -150,9 +169,10 @@ _arc_log_probs.defvjp(_arc_log_probs_forward, _arc_log_probs_backward)
 
 @functools.partial(jax.jit, static_argnames=("options", "implementation"))
 def _jitted_arc_log_probs(logits, utterances, *, options, implementation):
+    logits, *utterances = _operands(logits, utterances, options)
     if implementation != "xla":
         logits = _primitives.reverse_mode_only(logits)
-    return _arc_log_probs(logits, *utterances.as_int32(logits), options, implementation)
+    return _arc_log_probs(logits, *utterances, options, implementation)
 
 
 # ---- arc log-probabilities -> losses -------------------------------------------------------
@@ -182,7 +202,7 @@ _lattice_loss.defvjp(_lattice_loss_forward, _lattice_loss_backward)
 
 @functools.partial(jax.jit, static_argnames=("arcs", "implementation"))
 def _lattice_losses(arc_log_probs, utterances, *, arcs, implementation):
-    _, *lengths = utterances.as_int32(arc_log_probs)
+    _, *lengths = _settled(utterances, arc_log_probs)
     if implementation == "xla":
         return _reference.differentiable_lattice_loss(arc_log_probs, *lengths, arcs)
     arc_log_probs = _primitives.reverse_mode_only(arc_log_probs)
@@ -191,7 +211,7 @@ def _lattice_losses(arc_log_probs, utterances, *, arcs, implementation):
 
 @functools.partial(jax.jit, static_argnames=("arcs", "implementation"))
 def _lattice_posteriors(arc_log_probs, utterances, *, arcs, implementation):
-    _, *lengths = utterances.as_int32(arc_log_probs)
+    _, *lengths = _settled(utterances, arc_log_probs)
     return _stages(implementation).lattice(arc_log_probs, *lengths, arcs=arcs)[1]
 
 
@@ -242,9 +262,9 @@ class MultiblankRNNT(Options):
 
     def _operands(self, logits, labels, logit_lengths, label_lengths):
         logits = _checks.check_logits(logits)
-        self.arc_classes(logits.shape[-1])  # raises if a blank falls outside [0, V)
+        blanks = self.blanks(logits.shape[-1])  # raises if one falls outside [0, V)
         utterances = _checks.check_utterances(
-            logits, "logits", labels, logit_lengths, label_lengths
+            logits, "logits", labels, logit_lengths, label_lengths, blanks
         )
         return logits, utterances
 
@@ -522,10 +542,11 @@ def checked_multiblank_rnnt_loss(
       >>> "labels[0, 1]" in error.get()
       True
     """
-    checked = _checks.check_logits(logits)
-    utterances = _checks.check_utterances(checked, "logits", labels, logit_lengths, label_lengths)
-    _checks.check_under_checkify(utterances, checked.shape)
-    return multiblank_rnnt_loss(logits, *utterances, **options)
+    criterion = MultiblankRNNT(**options)
+    logits, utterances = criterion._operands(logits, labels, logit_lengths, label_lengths)
+    blanks = criterion.blanks(logits.shape[-1])
+    _checks.check_under_checkify(utterances, logits.shape, blanks)
+    return criterion(logits, *utterances)
 
 
 def multiblank_arc_log_probs(

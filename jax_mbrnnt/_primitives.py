@@ -232,7 +232,7 @@ def _arc_log_probs_avals(
     real = _reference.real_dtype(logits.dtype)
     return [
         _result(logits, (num_frames, columns, len(arc_classes)), real),
-        _result(logits, (num_frames, columns), real),
+        _result(logits, (num_frames, columns, 2), real),
     ]
 
 
@@ -307,7 +307,7 @@ _logit_gradients = _stage(
 
 def _identity(name: str, lowering: Callable[..., Any]) -> Primitive:
     primitive = Primitive(f"mbrnnt_{name}")
-    primitive.def_abstract_eval(lambda x: x)
+    primitive.def_abstract_eval(lambda x, **_: x)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     mlir.register_lowering(primitive, lowering)
     return primitive
@@ -320,7 +320,7 @@ _tangent = _identity("tangent", _no_derivative)
 batching.primitive_batchers[_operand] = lambda x, dims: (_operand.bind(*x), dims[0])
 batching.primitive_batchers[_tangent] = _no_derivative
 ad.primitive_jvps[_operand] = lambda primals, tangents: (
-    _operand.bind(*primals),
+    primals[0],  # itself: what `jit` returns for the backward pass would else be a copy of it
     tangents[0] if isinstance(tangents[0], ad.Zero) else _tangent.bind(*tangents),
 )
 ad.primitive_transposes[_tangent] = lambda cotangent, _: [cotangent]
@@ -330,6 +330,25 @@ ad.primitive_jvps[_tangent] = _no_derivative
 def reverse_mode_only(x: jax.Array) -> jax.Array:
     """`x`; an error that names `implementation="xla"` where its forward derivative is asked for."""
     return _operand.bind(x)
+
+
+_undifferentiated = _identity("undifferentiated", lambda _, x, **__: [x])
+batching.primitive_batchers[_undifferentiated] = lambda x, dims, **params: (
+    _undifferentiated.bind(*x, **params),
+    dims[0],
+)
+
+
+def _refuse(_: Any, __: Any, *, message: str) -> Any:
+    raise NotImplementedError(message)
+
+
+ad.primitive_jvps[_undifferentiated] = _refuse
+
+
+def without_derivative(x: jax.Array, message: str) -> jax.Array:
+    """`x`; an error with this message where any derivative by it is asked for."""
+    return _undifferentiated.bind(x, message=message)
 
 
 def stages(require_kernel: bool) -> Stages:

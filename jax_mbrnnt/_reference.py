@@ -34,6 +34,18 @@ def _iota(size: int) -> jax.Array:
     return jnp.arange(size, dtype=jnp.int32)
 
 
+def _iotas(num_batch: int, *sizes: int) -> list[jax.Array]:
+    """0, 1, 2, ... along each of the core axes of what has `num_batch` axes before them.
+
+    All of that rank: without rank promotion an array is only broadcast to others of its own.
+    """
+    rank = num_batch + len(sizes)
+    return [
+        jnp.expand_dims(_iota(size), [axis for axis in range(rank) if axis != num_batch + core])
+        for core, size in enumerate(sizes)
+    ]
+
+
 def lengths_are_valid(
     logit_lengths: jax.Array, label_lengths: jax.Array, num_frames: int, columns: int
 ) -> jax.Array:
@@ -47,7 +59,7 @@ def _inside(
 ) -> jax.Array:
     """`[batch_dims..., T, U+1]`: the node belongs to the utterance's lattice."""
     valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
-    t, u = _iota(num_frames)[:, None], _iota(columns)
+    t, u = _iotas(valid.ndim, num_frames, columns)
     inside = (t < logit_lengths[..., None, None]) & (u <= label_lengths[..., None, None])
     return inside & valid[..., None, None]
 
@@ -55,16 +67,20 @@ def _inside(
 # ---- logits -> arc log-probabilities -------------------------------------------------
 
 
-def _log_normalizers(logits: jax.Array, inside: jax.Array) -> jax.Array:
-    """log-sum-exp over the classes; +inf for a row of -inf, which has no exits, and in padding."""
+def _log_normalizers(logits: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log-sum-exp over the classes in two numbers: a shift, and that of what is shifted by it.
+
+    Their sum would have the logits' size, and an offset that they share would cost digits. Both are
+    0 in padding; for a row of -inf, which has no exits, too: what is shifted is -inf already.
+    """
     maximum = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-    shift = jnp.where(maximum == -jnp.inf, 0, maximum)
+    shift = jnp.where(inside & (maximum != -jnp.inf), maximum, 0)
     # Padding is replaced before exp, not after: where it is NaN, so would be 0 times the
     # derivative of its exp.
     shifted = jnp.where(inside[..., None], logits - shift[..., None], -jnp.inf)
     total = jnp.sum(jnp.exp(shifted), axis=-1)
     # A NaN beside -inf may escape the maximum, never the sum.
-    return jnp.where(total == 0, jnp.inf, shift + jnp.log(jnp.where(total == 0, 1, total)))
+    return shift, jnp.log(jnp.where(total == 0, 1, total))
 
 
 def _next_labels(labels: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
@@ -86,13 +102,13 @@ def arc_log_probs(
     arc_classes: Sequence[int],
     sigma: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Stage 1: `[..., T, U+1, A]` log-probabilities and `[..., T, U+1]` log-normalizers."""
+    """Stage 1: `[..., T, U+1, A]` log-probabilities and `[..., T, U+1, 2]` log-normalizers."""
     *_, num_frames, columns, num_classes = logits.shape
     inside = _inside(logit_lengths, label_lengths, num_frames, columns)
     x = logits.astype(real_dtype(logits.dtype))
-    normalizers = _log_normalizers(x, inside)
+    shift, log_sum = _log_normalizers(x, inside)
     label, is_class = _next_labels(labels, num_classes)
-    u = _iota(columns)
+    _, u = _iotas(label_lengths.ndim, num_frames, columns)
 
     def logits_of(v: int) -> jax.Array:
         if v != NEXT_LABEL:
@@ -104,8 +120,9 @@ def arc_log_probs(
         return jnp.where(u < label_lengths[..., None, None], read, -jnp.inf)
 
     log_probs = jnp.stack([logits_of(v) for v in arc_classes], axis=-1)
-    log_probs = log_probs - normalizers[..., None] - sigma
-    return jnp.where(inside[..., None], log_probs, -jnp.inf), normalizers
+    log_probs = (log_probs - shift[..., None]) - log_sum[..., None] - sigma
+    log_probs = jnp.where(inside[..., None], log_probs, -jnp.inf)
+    return log_probs, jnp.stack([shift, log_sum], axis=-1)
 
 
 def _real_logit_gradients(
@@ -137,12 +154,14 @@ def _real_logit_gradients(
     visited = occupancy != 0
 
     # Where no path comes through the gradient is 0, whatever the logits hold.
-    x = jnp.where(visited[..., None], logits.astype(posteriors.dtype), 0)
-    gradient = jnp.exp(x - log_normalizers[..., None]) * occupancy[..., None]
+    shift, log_sum = log_normalizers[..., :1], log_normalizers[..., 1:]
+    x = jnp.where(visited[..., None], logits.astype(posteriors.dtype) - shift, -jnp.inf)
+    gradient = jnp.exp(x - log_sum) * occupancy[..., None]
     label, _ = _next_labels(labels, num_classes)
+    *_, classes = _iotas(valid.ndim, num_frames, columns, num_classes)
     for a, v in enumerate(arc_classes):
         # Selected by comparison, which fuses and stays on its device where a scatter would not.
-        reads = _iota(num_classes) == (label[..., None, :, None] if v == NEXT_LABEL else v)
+        reads = classes == (label[..., None, :, None] if v == NEXT_LABEL else v)
         gradient = gradient - jnp.where(reads, weighed[..., a, None], 0)
     if clamp > 0:
         gradient = jnp.clip(gradient, -clamp, clamp)
@@ -163,7 +182,7 @@ def _existing_arcs(
     """`[batch_dims..., T, U+1, A]`: tail and head are nodes; only blanks enter the final one."""
     frames = logit_lengths[..., None, None]
     last = label_lengths[..., None, None]
-    t, u = _iota(num_frames)[:, None], _iota(columns)
+    t, u = _iotas(logit_lengths.ndim, num_frames, columns)
     there = [
         (t < frames - arc.duration) & (u < last)
         if arc.emits
@@ -196,8 +215,13 @@ def _log_sum(terms: jax.Array) -> jax.Array:
     """log-sum-exp over the first axis whose derivative is finite also where all are -inf."""
     maximum = jax.lax.stop_gradient(jnp.max(terms, axis=0))
     shift = jnp.where(jnp.isfinite(maximum), maximum, 0)
-    total = jnp.sum(jnp.exp(terms - shift), axis=0)
+    total = jnp.sum(jnp.exp(terms - shift[None]), axis=0)
     return jnp.where(total == 0, -jnp.inf, shift + jnp.log(jnp.where(total == 0, 1, total)))
+
+
+def _is_lost(log_probs: jax.Array) -> jax.Array:
+    """What is as good as -inf: the kernels' numbers are powers of 2, whose exponent has to be one."""
+    return log_probs * np.log2(np.e).item() == -jnp.inf
 
 
 def _log_likelihoods(
@@ -217,7 +241,7 @@ def _log_likelihoods(
     reach = max([1, *(arc.duration + arc.emits for _, arc in present)])
 
     exists = _existing_arcs(logit_lengths, label_lengths, num_frames, columns, arcs)
-    weights = jnp.where(exists, arc_log_probs, -jnp.inf)
+    weights = jnp.where(exists & ~_is_lost(arc_log_probs), arc_log_probs, -jnp.inf)
     by_head = [_by_head(weights[..., a], arc, diagonals) for a, arc in present]
     if by_head:
         steps = jnp.stack(by_head, axis=1)  # [diagonals, arcs, batch..., U+1]
@@ -228,10 +252,10 @@ def _log_likelihoods(
     # is sharded as they are.
     zero = jnp.where(jnp.any(exists, axis=(-3, -2, -1)), 0, 0).astype(dtype)
     zero = zero + jnp.zeros_like(jnp.sum(arc_log_probs, axis=(-3, -2, -1)))
-    u = _iota(columns)
+    (u,) = _iotas(len(batch), columns)
     # recent[k] holds the alphas of diagonal n - 1 - k. Before the first one: nothing, but
     # for the start node (0, 0), which enters diagonal 0 as if by an arc of weight 1.
-    recent = jnp.full((reach, *batch, columns), -jnp.inf, dtype) + zero[..., None]
+    recent = jnp.full((reach, *batch, columns), -jnp.inf, dtype) + zero[None, ..., None]
     start = jnp.where(u == 0, 0, -jnp.inf).astype(dtype) + zero[..., None]
     at_end = logit_lengths + label_lengths
 
@@ -253,7 +277,7 @@ def _log_likelihoods(
         recent = jnp.concatenate([alphas[None], recent[:-1]])
         maximum = jax.lax.stop_gradient(jnp.max(recent, axis=(0, -1)))
         center = jnp.where(jnp.isfinite(maximum), jnp.round(maximum), 0)
-        recent = recent - center[..., None]
+        recent = recent - center[None, ..., None]
         return (recent, offset + center, log_likelihood), None
 
     carry = (recent, zero, zero - jnp.inf)
@@ -261,12 +285,17 @@ def _log_likelihoods(
     return log_likelihood
 
 
-def _poisoned(
-    losses: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, shape: Sequence[int]
+def _losses(
+    log_likelihoods: jax.Array,
+    logit_lengths: jax.Array,
+    label_lengths: jax.Array,
+    shape: Sequence[int],
 ) -> jax.Array:
-    """NaN for an utterance with a length out of range or an infinite likelihood."""
+    """NaN for an utterance with a length out of range or an infinite likelihood; +0, never -0."""
     *_, num_frames, columns, _ = shape
     valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
+    losses = jnp.where(log_likelihoods == 0, 0, -log_likelihoods)
+    losses = jnp.where(_is_lost(log_likelihoods), jnp.inf, losses)
     return jnp.where(valid & (losses != -jnp.inf), losses, jnp.nan)
 
 
@@ -274,8 +303,8 @@ def lattice_score(
     arc_log_probs: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, *, arcs: Arcs
 ) -> jax.Array:
     """Stage 2 for evaluation: losses `[batch_dims...]` = -log-likelihoods."""
-    losses = -_log_likelihoods(arc_log_probs, logit_lengths, label_lengths, arcs)
-    return _poisoned(losses, logit_lengths, label_lengths, arc_log_probs.shape)
+    log_likelihoods = _log_likelihoods(arc_log_probs, logit_lengths, label_lengths, arcs)
+    return _losses(log_likelihoods, logit_lengths, label_lengths, arc_log_probs.shape)
 
 
 def lattice(
@@ -293,13 +322,21 @@ def lattice(
     ones, _ = unify_varying(jnp.ones_like(log_likelihoods), log_likelihoods)
     (posteriors,) = pullback(ones)
     shape = arc_log_probs.shape
-    losses = _poisoned(-log_likelihoods, logit_lengths, label_lengths, shape)
+    losses = _losses(log_likelihoods, logit_lengths, label_lengths, shape)
     valid = lengths_are_valid(logit_lengths, label_lengths, *shape[-3:-1])
     inside = _inside(logit_lengths, label_lengths, *shape[-3:-1]) | ~valid[..., None, None]
     nothing = jnp.where(jnp.isnan(losses), jnp.nan, 0)[..., None, None]
     nothing = jnp.where(inside, nothing, 0)[..., None]
     possible = jnp.isfinite(losses)[..., None, None, None]
     return losses, jnp.where(possible, posteriors, nothing)
+
+
+def value(losses: jax.Array, options: Options) -> jax.Array:
+    """What a public loss returns of stage 2's: at least +0, where roundings might say less, and
+    weighed by FastEmit. An impossible utterance's is +inf, whatever it weighs."""
+    if options.sigma >= 0:
+        losses = jnp.where(losses <= 0, 0, losses)
+    return jnp.where(losses == jnp.inf, losses, losses * (1 + options.fastemit_lambda))
 
 
 class Stages(NamedTuple):
@@ -363,7 +400,7 @@ def _loss_with_jvp(logits, labels, logit_lengths, label_lengths, options):
     operands = logits, labels, logit_lengths, label_lengths
     log_probs, _ = arc_log_probs(*operands, arc_classes=arc_classes, sigma=options.sigma)
     losses = lattice_score(log_probs, logit_lengths, label_lengths, arcs=options.arcs)
-    return losses * (1 + options.fastemit_lambda)
+    return value(losses, options)
 
 
 @_loss_with_jvp.defjvp
@@ -374,7 +411,7 @@ def _loss_jvp(options, primals, tangents):
     losses, posteriors = lattice(log_probs, *lengths, arcs=options.arcs)
     normalizers, posteriors = map(checkpoint_name, (normalizers, posteriors), _KEPT)
     tangent = loss_tangent(*primals, normalizers, posteriors, tangents[0], options)
-    return losses * (1 + options.fastemit_lambda), tangent
+    return value(losses, options), tangent
 
 
 def loss_tangent(

@@ -6,14 +6,38 @@ Knows no JAX: everything here is static and is settled before tracing.
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # The C++ side's kMaxArcs and kNextLabel (lattice/).
 MAX_ARCS = 32
 NEXT_LABEL = -1
+
+# Options become float32 in the kernels of float32 logits: its largest number, and its least one
+# that no processor takes for 0.
+_LARGEST, _LEAST = (2 - 2**-23) * 2.0**127, 2.0**-126
+
+
+def as_integer(name: str, value: Any) -> int:
+    """`value` as an `int`; `TypeError` naming the argument for what is none, 2.5 included."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+
+
+def as_number(name: str, value: Any) -> float:
+    """`value` as a `float` that is finite in float32, too; an error naming the argument if not."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: expected a number that is known while tracing, got {value!r}"
+        ) from None
+    if not abs(number) <= _LARGEST:
+        raise ValueError(f"{name}: expected a number that is finite in float32, got {number}")
+    return number
 
 
 class Arc(NamedTuple):
@@ -62,7 +86,7 @@ def tdt_arcs(durations: Sequence[int]) -> tuple[Arc, ...]:
     Raises:
       ValueError: if a duration is negative.
     """
-    durations = [operator.index(d) for d in durations]
+    durations = [as_integer(f"durations[{i}]", d) for i, d in enumerate(durations)]
     for i, d in enumerate(durations):
         if d < 0:
             raise ValueError(f"durations[{i}]: expected a duration of at least 0, got {d}")
@@ -72,7 +96,10 @@ def tdt_arcs(durations: Sequence[int]) -> tuple[Arc, ...]:
 
 def validate_arcs(arcs: Sequence[tuple[int, bool]]) -> tuple[Arc, ...]:
     """Returns `arcs` as a hashable tuple of `Arc`; `ValueError` for an arc that cannot be."""
-    checked = tuple(Arc(operator.index(duration), bool(emits)) for duration, emits in arcs)
+    checked = tuple(
+        Arc(as_integer(f"arcs[{i}]", duration), bool(emits))
+        for i, (duration, emits) in enumerate(arcs)
+    )
     if not 1 <= len(checked) <= MAX_ARCS:
         raise ValueError(f"arcs: expected 1 to {MAX_ARCS} arcs, got {len(checked)}")
     for i, arc in enumerate(checked):
@@ -87,7 +114,9 @@ def validate_arcs(arcs: Sequence[tuple[int, bool]]) -> tuple[Arc, ...]:
 
 def validate_durations(big_blank_durations: Sequence[int]) -> tuple[int, ...]:
     """Returns the durations as a tuple; `ValueError` if one is below 2 or there twice."""
-    durations = tuple(operator.index(d) for d in big_blank_durations)
+    durations = tuple(
+        as_integer(f"big_blank_durations[{i}]", d) for i, d in enumerate(big_blank_durations)
+    )
     for i, d in enumerate(durations):
         if not 2 <= d < 2**31:
             raise ValueError(
@@ -120,7 +149,7 @@ def blank_classes(
     Raises:
       ValueError: if a blank falls outside [0, V).
     """
-    blank_id = operator.index(blank_id)
+    blank_id = as_integer("blank_id", blank_id)
     blank = blank_id + num_classes if blank_id < 0 else blank_id
     if not 0 <= blank < num_classes:
         raise ValueError(
@@ -148,16 +177,20 @@ class Options:
     clamp: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blank_id", operator.index(self.blank_id))
+        object.__setattr__(self, "blank_id", as_integer("blank_id", self.blank_id))
         durations = validate_durations(self.big_blank_durations)
         object.__setattr__(self, "big_blank_durations", durations)
         for name in ("sigma", "fastemit_lambda", "clamp"):
-            value = float(getattr(self, name))
-            if not math.isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, got {value}")
-            object.__setattr__(self, name, value)
-        if self.clamp < 0:
-            raise ValueError(f"clamp: expected 0 (none) or a positive bound, got {self.clamp}")
+            object.__setattr__(self, name, as_number(name, getattr(self, name)))
+        if self.fastemit_lambda < -1:
+            raise ValueError(
+                "fastemit_lambda: expected at least -1, where labels weigh nothing, "
+                f"got {self.fastemit_lambda}"
+            )
+        if self.clamp != 0 and not self.clamp >= _LEAST:
+            raise ValueError(
+                f"clamp: expected 0 (none) or a bound of at least {_LEAST:.3g}, got {self.clamp}"
+            )
 
     @property
     def arcs(self) -> tuple[Arc, ...]:
@@ -166,4 +199,8 @@ class Options:
 
     def arc_classes(self, num_classes: int) -> tuple[int, ...]:
         """The class that each of `arcs` reads; `NEXT_LABEL` for the label arc."""
-        return (NEXT_LABEL, *blank_classes(self.blank_id, self.big_blank_durations, num_classes))
+        return (NEXT_LABEL, *self.blanks(num_classes))
+
+    def blanks(self, num_classes: int) -> tuple[int, ...]:
+        """The classes of the standard blank and of the big ones, which no label may be."""
+        return blank_classes(self.blank_id, self.big_blank_durations, num_classes)

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jax_mbrnnt import _checks, _primitives, _reference
 from jax_mbrnnt._checks import Implementation, Utterances
 from jax_mbrnnt._mesh import unify_varying, zeros_like
+from jax_mbrnnt._program import run, trace
 from jax_mbrnnt._reference import Stages
 from jax_mbrnnt._spec import Options
 
@@ -38,6 +39,14 @@ class Operands(NamedTuple):
     params: Any
     encoded: Any  # [batch_dims..., T, ...]
     predicted: Any  # [batch_dims..., U+1, ...]
+
+
+class _Fixed(NamedTuple):
+    """What has no derivative."""
+
+    operands: Operands  # their leaves that are integers or random keys; None for the others
+    filler: Any  # like one frame of encoded: what stands in for padding
+    utterances: Utterances
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,15 +79,11 @@ class _Chunks:
         lengths = jnp.where(_are_valid(utterances, self), lengths, -1)
         return utterances._replace(logit_lengths=lengths)
 
-    def logits(self, chunk: Operands, utterances: Utterances) -> jax.Array:
-        """The joint's logits of frames that were cut, with the utterances `within` them.
-
-        Padding gets gradient 0. What is not finite there becomes 0: it would spoil the gradient of
-        the params, in which 0 times an activation is summed up.
-        """
-        frames = jnp.arange(self.chunk_frames, dtype=jnp.int32)
-        lengths = utterances.logit_lengths[..., None]
-        encoded = _without_padding(chunk.encoded, (frames < lengths) | (lengths < 0))
+    def logits(self, chunk: Operands, filler: Any, utterances: Utterances) -> jax.Array:
+        """The joint's logits of frames that were cut, with the utterances `within` them."""
+        lengths = jnp.expand_dims(utterances.logit_lengths, -1)
+        frames = _iota_along(lengths, self.chunk_frames)
+        encoded = _without_padding(chunk.encoded, filler, (frames < lengths) | (lengths < 0))
         return self.joint(chunk._replace(encoded=encoded))
 
     def zeros(self, utterances: Utterances, *core_shape: int) -> jax.Array:
@@ -86,7 +91,7 @@ class _Chunks:
         dtype = _reference.real_dtype(self.dtype)
         zero = zeros_like(utterances.logit_lengths, dtype)
         zero = jnp.expand_dims(zero, range(zero.ndim, zero.ndim + len(core_shape)))
-        return jnp.zeros((*zero.shape[: -len(core_shape)], *core_shape), dtype) + zero
+        return jnp.zeros((*utterances.logit_lengths.shape, *core_shape), dtype) + zero
 
     def loop(self, utterances: Utterances, step: Callable[..., Any], carry: Any) -> Any:
         """`carry = step(start, first, carry)` for every chunk in which an utterance has frames.
@@ -133,6 +138,11 @@ def _is_float(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def _is_number(x: Any) -> bool:
+    """What a joint computes with: not a random key, not whether it is there."""
+    return jnp.issubdtype(x.dtype, jnp.number)
+
+
 def _split(operands: Operands) -> tuple[Operands, Operands]:
     """Leaves with derivatives, and the others (integers, random keys); None for the rest."""
     floats = jax.tree.map(lambda x: x if _is_float(x) else None, operands)
@@ -150,15 +160,16 @@ def _merge(floats: Operands, fixed: Operands) -> Operands:
 
 
 def _arcs(
-    chunks: _Chunks, operands: Operands, utterances: Utterances, stages: Stages
+    chunks: _Chunks, floats: Operands, fixed: _Fixed, stages: Stages
 ) -> tuple[jax.Array, jax.Array]:
     """Arc log-probabilities and log-normalizers of all frames, chunk by chunk."""
+    operands, utterances = _merge(floats, fixed.operands), fixed.utterances
     axis = utterances.logit_lengths.ndim
 
     def step(start: jax.Array, _: jax.Array, carry: tuple[jax.Array, ...]) -> Any:
         inside = chunks.within(utterances, start)
         results = stages.arc_log_probs(
-            chunks.logits(chunks.cut_frames(operands, start, axis), inside),
+            chunks.logits(chunks.cut_frames(operands, start, axis), fixed.filler, inside),
             *inside,
             arc_classes=chunks.arc_classes,
             sigma=chunks.options.sigma,
@@ -170,17 +181,15 @@ def _arcs(
 
     shape = chunks.num_frames, chunks.columns
     num_arcs = len(chunks.arc_classes)
-    carry = chunks.zeros(utterances, *shape, num_arcs), chunks.zeros(utterances, *shape)
+    carry = chunks.zeros(utterances, *shape, num_arcs), chunks.zeros(utterances, *shape, 2)
     return chunks.loop(utterances, step, carry)
 
 
-def _scores(
-    chunks: _Chunks, floats: Operands, fixed: Operands, utterances: Utterances, stages: Stages
-) -> jax.Array:
-    arc_log_probs, _ = _arcs(chunks, _merge(floats, fixed), utterances, stages)
-    _, *lengths = utterances
+def _scores(chunks: _Chunks, floats: Operands, fixed: _Fixed, stages: Stages) -> jax.Array:
+    arc_log_probs, _ = _arcs(chunks, floats, fixed, stages)
+    _, *lengths = fixed.utterances
     losses = stages.lattice_score(arc_log_probs, *lengths, arcs=chunks.options.arcs)
-    return losses * (1 + chunks.options.fastemit_lambda)
+    return _reference.value(losses, chunks.options)
 
 
 def _kernels(chunks: _Chunks) -> Stages:
@@ -188,34 +197,35 @@ def _kernels(chunks: _Chunks) -> Stages:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(chunks, floats, fixed, utterances):
-    return _scores(chunks, floats, fixed, utterances, _kernels(chunks))
+def _loss(chunks, floats, fixed):
+    return _scores(chunks, floats, fixed, _kernels(chunks))
 
 
-def _loss_forward(chunks, floats, fixed, utterances):
+def _loss_forward(chunks, floats, fixed):
     stages = _kernels(chunks)
-    arc_log_probs, log_normalizers = _arcs(chunks, _merge(floats, fixed), utterances, stages)
-    _, *lengths = utterances
+    arc_log_probs, log_normalizers = _arcs(chunks, floats, fixed, stages)
+    _, *lengths = fixed.utterances
     losses, posteriors = stages.lattice(arc_log_probs, *lengths, arcs=chunks.options.arcs)
-    residuals = floats, fixed, utterances, log_normalizers, posteriors
-    return losses * (1 + chunks.options.fastemit_lambda), residuals
+    residuals = floats, fixed, log_normalizers, posteriors
+    return _reference.value(losses, chunks.options), residuals
 
 
 def _loss_backward(chunks, residuals, cotangents):
-    floats, fixed, utterances, log_normalizers, posteriors = residuals
+    floats, fixed, log_normalizers, posteriors = residuals
+    utterances = fixed.utterances
     stages = _kernels(chunks)
     axis = utterances.logit_lengths.ndim
 
     def step(start, first, carry):
         inside = chunks.within(utterances, start)
-        others = chunks.cut_frames(fixed, start, axis)
+        others = chunks.cut_frames(fixed.operands, start, axis)
         logits, pullback = jax.vjp(
-            lambda floats: chunks.logits(_merge(floats, others), inside),
+            lambda floats: chunks.logits(_merge(floats, others), fixed.filler, inside),
             chunks.cut_frames(floats, start, axis),
         )
         # Frames that the chunk has again with the one before it count there.
         frames = start + jnp.arange(chunks.chunk_frames, dtype=jnp.int32)
-        once = (frames >= first)[:, None, None]
+        once = jnp.expand_dims(frames >= first, (*range(axis), axis + 1, axis + 2))
         gradient = stages.logit_gradients(
             logits,
             *inside,
@@ -250,7 +260,7 @@ def _loss_backward(chunks, residuals, cotangents):
         jax.tree.map(zeros, floats.predicted),
     )
     totals = chunks.loop(utterances, step, carry)
-    return jax.tree.map(lambda total, x: total.astype(x.dtype), totals, floats), None, None
+    return jax.tree.map(lambda total, x: total.astype(x.dtype), totals, floats), None
 
 
 _loss.defvjp(_loss_forward, _loss_backward)
@@ -260,20 +270,21 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable_loss(chunks, floats, fixed, utterances):
-    return _scores(chunks, floats, fixed, utterances, _reference.STAGES)
+def _differentiable_loss(chunks, floats, fixed):
+    return _scores(chunks, floats, fixed, _reference.STAGES)
 
 
 @_differentiable_loss.defjvp
 def _differentiable_loss_jvp(chunks, primals, tangents):
     """The tangent is the sum over the chunks of the logits' gradient times their tangent."""
-    floats, fixed, utterances = primals
+    floats, fixed = primals
+    utterances = fixed.utterances
     axis = utterances.logit_lengths.ndim
     starts = jnp.arange(0, chunks.num_frames, max(chunks.chunk_frames, 1), jnp.int32)
 
     def stack(x):
         """The frames in chunks along a new first axis; the last frame again after the last."""
-        frames = starts[:, None] + jnp.arange(chunks.chunk_frames, dtype=jnp.int32)
+        frames = starts[:, None] + jnp.arange(chunks.chunk_frames, dtype=jnp.int32)[None]
         frames = jnp.minimum(frames, chunks.num_frames - 1)
         return jnp.moveaxis(jnp.moveaxis(x, axis, 0)[frames], 1, axis + 1)
 
@@ -285,13 +296,13 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
 
     def map_chunks(function, floats, *others):
         """`function(start, logits, inside, *others)` of every chunk; its logits are not kept."""
-        operands = _merge(floats, fixed)
+        operands = _merge(floats, fixed.operands)
 
         @jax.checkpoint
         def step(_, chunk):
             start, encoded, *others = chunk
             inside = chunks.within(utterances, start)
-            logits = chunks.logits(operands._replace(encoded=encoded), inside)
+            logits = chunks.logits(operands._replace(encoded=encoded), fixed.filler, inside)
             return None, function(start, logits, inside, *others)
 
         xs = jax.tree.map(stack, (operands.encoded, *others))
@@ -309,7 +320,7 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
 
     def share(start, logits, inside, log_normalizers, posteriors):
         frames = start + jnp.arange(chunks.chunk_frames, dtype=jnp.int32)
-        there = (frames < chunks.num_frames)[:, None, None]
+        there = jnp.expand_dims(frames < chunks.num_frames, (*range(axis), axis + 1, axis + 2))
         posteriors = jnp.where(there, posteriors, 0)
         return _reference.nothing_but_a_tangent(
             logits, *inside, log_normalizers, posteriors, chunks.options
@@ -319,29 +330,63 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
         return jnp.sum(map_chunks(share, floats, log_normalizers, posteriors), axis=0)
 
     _, tangent = jax.jvp(total, (floats,), (tangents[0],))
-    return losses * (1 + chunks.options.fastemit_lambda), tangent
+    return _reference.value(losses, chunks.options), tangent
 
 
 # ---- the operands ------------------------------------------------------------------------------
 
 
-def _without_padding(tree: Any, inside: jax.Array) -> Any:
-    """Leaves `[batch_dims..., N, ...]`, finite and without a gradient where not `inside`."""
+# Where the joint is run on padding, whatever it makes of it is multiplied by a gradient of 0 and
+# summed up in that of the params: 0 times what should not be infinite or NaN. A joint is finite, and
+# its derivative, at the nodes that there are. So a valid frame and a valid label stand in for padding.
 
-    def clean(x: jax.Array) -> jax.Array:
-        if not _is_float(x):
+
+def _iota_along(x: jax.Array, size: int) -> jax.Array:
+    """0, 1, 2, ... along the last axis, to go with `x`."""
+    return jnp.arange(size, dtype=jnp.int32).reshape(*[1] * (x.ndim - 1), size)
+
+
+def _filler(tree: Any, has_nodes: jax.Array) -> Any:
+    """Of leaves `[batch_dims..., N, ...]` a slice `[batch_dims..., 1, ...]` that is no padding.
+
+    That of the first frame or label; of an utterance without frames it is padding, and that of the
+    batch's first utterance with some stands in for it; where no utterance has any, ones do.
+    """
+    axis = has_nodes.ndim
+    batch = tuple(range(axis))
+    place = jnp.arange(has_nodes.size, dtype=jnp.int32).reshape(has_nodes.shape)
+    place = jnp.where(has_nodes, place, has_nodes.size)
+    # One-hot, not an index: the batch may be sharded.
+    is_first = has_nodes & (place == jnp.min(place, initial=has_nodes.size, keepdims=True))
+
+    def of_leaf(x: jax.Array) -> jax.Array:
+        first = jax.lax.stop_gradient(jax.lax.slice_in_dim(x, 0, min(x.shape[axis], 1), axis=axis))
+        if not _is_number(x):
+            return first
+        one_hot, own = (jnp.expand_dims(c, range(axis, x.ndim)) for c in (is_first, has_nodes))
+        other = jnp.sum(jnp.where(one_hot, first, 0), axis=batch, keepdims=True, dtype=x.dtype)
+        other = jnp.where(jnp.any(one_hot, axis=batch, keepdims=True), other, 1)
+        return jnp.where(own, first, other)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def _without_padding(tree: Any, filler: Any, inside: jax.Array) -> Any:
+    """Leaves `[batch_dims..., N, ...]` with the filler where not `inside` `[batch_dims..., N]`."""
+
+    def fill(x: jax.Array, filler: jax.Array) -> jax.Array:
+        if not _is_number(x):
             return x
-        within = jnp.expand_dims(inside, range(inside.ndim, x.ndim))
-        return jnp.where(within, x, jax.lax.stop_gradient(jnp.where(jnp.isfinite(x), x, 0)))
+        return jnp.where(jnp.expand_dims(inside, range(inside.ndim, x.ndim)), x, filler)
 
-    return jax.tree.map(clean, tree)
+    return jax.tree.map(fill, tree, filler)
 
 
 def _hoisted(
     joint: Joint, operands: Operands, cut: Callable[[Operands], Operands]
 ) -> tuple[Callable[[Operands], jax.Array], Operands, Any]:
     """Traces the joint once, for a chunk, and makes traced values that it closes over params."""
-    closed, logits = jax.make_jaxpr(joint, return_shape=True)(*cut(operands))
+    closed, logits = trace(joint, *cut(operands))
     traced = [x for x in closed.consts if isinstance(x, jax.core.Tracer)]
     known = [None if isinstance(x, jax.core.Tracer) else x for x in closed.consts]
     jaxpr = closed.jaxpr
@@ -367,20 +412,33 @@ def _unified(*trees: Any) -> Any:
     return jax.tree.unflatten(structure, unify_varying(*leaves))
 
 
-@functools.partial(jax.jit, static_argnames=("joint", "chunk_frames", "options", "implementation"))
-def _losses(operands, utterances, *, joint, chunk_frames, options, implementation):
-    axis = utterances.logit_lengths.ndim
+def _losses(
+    operands: Operands,
+    utterances: Utterances,
+    *,
+    joint: Joint,
+    num_classes: int,
+    chunk_frames: int,
+    options: Options,
+    implementation: Implementation,
+) -> jax.Array:
+    *batch, num_labels = utterances.labels.shape
+    axis, columns = len(batch), num_labels + 1
     leaves = jax.tree.leaves((operands.encoded, operands.predicted))
-    utterances = utterances.as_int32(next(filter(_is_float, leaves), utterances.labels))
+    num_frames = leaves[0].shape[axis]
+    like = next(filter(_is_float, leaves), utterances.labels)
+    shape = num_frames, columns, num_classes
+    utterances = utterances.settled(like, axis, shape, options.blanks(num_classes))
     operands, utterances = _unified(operands, utterances)
-    num_frames = jax.tree.leaves(operands.encoded)[0].shape[axis]
-    columns = utterances.labels.shape[-1] + 1
     valid = _reference.lengths_are_valid(
         utterances.logit_lengths, utterances.label_lengths, num_frames, columns
     )
-    u = jnp.arange(columns, dtype=jnp.int32)
-    inside = (u <= utterances.label_lengths[..., None]) | ~valid[..., None]
-    operands = operands._replace(predicted=_without_padding(operands.predicted, inside))
+    has_nodes = valid & (utterances.logit_lengths > 0)
+    label_lengths = jnp.expand_dims(jnp.where(has_nodes, utterances.label_lengths, -1), -1)
+    inside = (_iota_along(label_lengths, columns) <= label_lengths) | ~jnp.expand_dims(valid, -1)
+    predicted = operands.predicted
+    predicted = _without_padding(predicted, _filler(predicted, has_nodes), inside)
+    operands = operands._replace(predicted=predicted)
 
     def cut(operands: Operands) -> Operands:
         first = functools.partial(jax.lax.slice_in_dim, start_index=0, limit_index=chunk_frames)
@@ -388,8 +446,7 @@ def _losses(operands, utterances, *, joint, chunk_frames, options, implementatio
         return operands._replace(encoded=chunk)
 
     call, operands, logits = _hoisted(joint, operands, cut)
-    expected = (*utterances.labels.shape[:-1], chunk_frames, columns)
-    num_classes = _checks.check_joint_logits(logits, expected)
+    _checks.check_joint_logits(logits, (*batch, chunk_frames, columns))
     chunks = _Chunks(
         joint=call,
         num_frames=num_frames,
@@ -400,25 +457,27 @@ def _losses(operands, utterances, *, joint, chunk_frames, options, implementatio
         options=options,
         implementation=implementation,
     )
-    floats, fixed = _split(operands)
+    floats, others = _split(operands)
+    fixed = _Fixed(others, _filler(operands.encoded, has_nodes), utterances)
     if implementation == "xla":
-        return _differentiable_loss(chunks, floats, fixed, utterances)
+        return _differentiable_loss(chunks, floats, fixed)
     floats = jax.tree.map(_primitives.reverse_mode_only, floats)
-    return _loss(chunks, floats, fixed, utterances)
+    return _loss(chunks, floats, fixed)
 
 
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def _one_frame(operands: Operands, *, joint: Joint, axis: int) -> jax.Array:
-    def first(x: jax.Array) -> jax.Array:
-        return jax.lax.slice_in_dim(x, 0, min(x.shape[axis], 1), axis=axis)
+def _of_one_frame(joint: Joint, operands: Operands, axis: int) -> Any:
+    """Shape and dtype of the logits."""
 
-    return joint(operands.params, jax.tree.map(first, operands.encoded), operands.predicted)
+    def one_frame(params: Any, encoded: Any, predicted: Any) -> jax.Array:
+        def first(x: jax.Array) -> jax.Array:
+            return jax.lax.slice_in_dim(x, 0, min(x.shape[axis], 1), axis=axis)
 
+        return joint(params, jax.tree.map(first, encoded), predicted)
 
-# Jitted for its cache of what has been traced.
-_jitted_one_frame = jax.jit(_one_frame, static_argnames=("joint", "axis"))
+    return trace(one_frame, *operands)[1]
 
 
 def _default_chunk_frames(frame_shape: tuple[Any, ...], dtype: Any) -> int:
@@ -442,22 +501,19 @@ def joint_losses(
 ) -> jax.Array:
     """Checks everything and computes the losses: see `multiblank_rnnt_joint_loss`."""
     _checks.check_joint(joint)
-    labels = jnp.asarray(labels)
-    if labels.ndim < 1:
-        raise ValueError(f"labels: expected shape [batch_dims..., U], got {labels.shape}")
-    *batch, num_labels = labels.shape
+    *batch, num_labels = _checks.check_labels_alone(labels)
     batch_dims, axis, columns = tuple(batch), len(batch), num_labels + 1
     encoded, num_frames = _checks.check_joint_operand("encoded", encoded, batch_dims, None, "T")
     predicted, _ = _checks.check_joint_operand("predicted", predicted, batch_dims, columns, "U+1")
     operands = Operands(params, encoded, predicted)
 
-    one_frame = _jitted_one_frame.eval_shape(operands, joint=joint, axis=axis)
+    one_frame = _of_one_frame(joint, operands, axis)
     frame_shape = (*batch_dims, min(num_frames, 1), columns)
     num_classes = _checks.check_joint_logits(one_frame, frame_shape)
-    options.arc_classes(num_classes)  # raises if a blank falls outside [0, V)
+    blanks = options.blanks(num_classes)  # raises if one falls outside [0, V)
     logits = jax.ShapeDtypeStruct((*batch_dims, num_frames, columns, num_classes), one_frame.dtype)
     utterances = _checks.check_utterances(
-        logits, "logits of the joint", labels, logit_lengths, label_lengths
+        logits, "logits of the joint", labels, logit_lengths, label_lengths, blanks
     )
 
     if chunk_frames is None:
@@ -467,14 +523,15 @@ def joint_losses(
         chunk_frames = _checks.check_chunk_frames(chunk_frames)
     # As many chunks, and as even ones as there can be: the last has few frames once more.
     num_chunks = max(1, -(-num_frames // chunk_frames))
-    return _losses(
-        operands,
-        utterances,
+    losses = functools.partial(
+        _losses,
         joint=joint,
+        num_classes=num_classes,
         chunk_frames=-(-num_frames // num_chunks),
         options=options,
         implementation=implementation,
     )
+    return run(losses, operands, utterances)
 
 
 # ---- public ------------------------------------------------------------------------------------

@@ -38,21 +38,33 @@ MBRNNT_HD T Shift(T maximum) {
   return maximum == -T(INFINITY) ? T(0) : maximum;
 }
 
-// log(sum(exp(row))) from sum(exp(row - shift)). A row of -inf has no exits: its
-// normalizer is +inf, which makes every log-probability -inf and every probability
-// 0 with no further case. NaN and +inf give NaN.
+// log(sum(exp(row))) in two numbers, whose sum it is. One number would have the size of the logits,
+// and round what is subtracted from it to that size's digits: an offset that all logits of a row
+// share must not cost any.
 template <typename T>
-MBRNNT_HD T LogNormalizer(T shift, T sum_of_exp) {
-  const T sum = shift + Log(sum_of_exp);
-  return sum_of_exp == T{} ? Constant<T>(INFINITY) : sum;
+struct alignas(2 * sizeof(T)) LogNormalizer {  // one load, one store
+  T shift;
+  T log_sum;  // log(sum(exp(row - shift)))
+
+  // Of a row that is not looked at.
+  static MBRNNT_HD LogNormalizer None() { return {T(0), T(0)}; }
+};
+
+// A row of -inf has no exits: with a shift of 0 every log-probability is -inf and every probability
+// 0 with no further case, if only the logarithm is finite. NaN and +inf give NaN.
+template <typename T>
+MBRNNT_HD T LogSum(T sum_of_exp) {
+  const T log_sum = Log(sum_of_exp);
+  return sum_of_exp == T{} ? T{} : log_sum;
 }
 
 // Of an arc that reads class v of a row.
 template <typename L>
-MBRNNT_HD Real<L> ArcLogProb(const L* logits, int64_t v, Real<L> log_normalizer, Real<L> sigma) {
+MBRNNT_HD Real<L> ArcLogProb(const L* logits, int64_t v, LogNormalizer<Real<L>> normalizer,
+                             Real<L> sigma) {
   using T = Real<L>;
   if (v < 0) return v == kNoLabelLeft ? -T(INFINITY) : T(NAN);
-  return ToReal(logits[v]) - log_normalizer - sigma;
+  return (ToReal(logits[v]) - normalizer.shift) - normalizer.log_sum - sigma;
 }
 
 // How arc posteriors become logit gradients.
@@ -64,12 +76,16 @@ struct GradientRule {
   MBRNNT_HD T Weigh(T posterior, bool is_label) const {
     return is_label ? label_weight * posterior : posterior;
   }
-  // probability: softmax of the logit; occupancy: sum of all arcs' weighed
-  // posteriors; own: the part of it whose arcs read this class. A Number is a T or a
-  // SIMD register of them.
+  // What turns exp(logit - shift) into its probability times the occupancy, the sum of all arcs'
+  // weighed posteriors: one number for a row.
+  static MBRNNT_HD T Factor(T occupancy, LogNormalizer<T> normalizer) {
+    return occupancy * Exp(-normalizer.log_sum);
+  }
+  // exponential: exp(logit - shift); own: the part of the occupancy whose arcs read this class. A
+  // Number is a T or a SIMD register of them.
   template <typename Number>
-  MBRNNT_HD Number LogitGradient(Number probability, T occupancy, Number own, T cotangent) const {
-    Number gradient = probability * occupancy - own;
+  MBRNNT_HD Number LogitGradient(Number exponential, T factor, Number own, T cotangent) const {
+    Number gradient = exponential * factor - own;
     if (clamp > T(0)) {
       const Number most = Constant<Number>(clamp), least = Constant<Number>(-clamp);
       gradient = gradient > most ? most : (gradient < least ? least : gradient);

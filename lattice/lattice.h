@@ -133,6 +133,12 @@ MBRNNT_HD Scaled<T> BetaAt(const Lattice<T>& lattice, const Betas& betas, int64_
                         [&](int a) { return ArcBeta(lattice, betas, t, u, a); });
 }
 
+// The negative log-likelihood; of a certain utterance +0, not -0.
+template <typename T>
+MBRNNT_HD T Loss(Scaled<T> likelihood) {
+  return T(0) - Log(likelihood);
+}
+
 // P(the path takes an arc | labels), with `arc_beta` as ArcBeta has it. An impossible
 // utterance (likelihood 0) has posterior 0 everywhere, a poisoned one (NaN) has NaN.
 template <typename T>

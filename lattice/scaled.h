@@ -65,7 +65,7 @@ struct Ln2<double> {
   static constexpr double kHigh = 6.93145751953125e-1, kLow = 1.42860682030941723212e-6;
 };
 
-// exp(x) of a log-probability.
+// exp(x) of a log-probability. One whose binary logarithm is out of range is as good as -inf.
 template <typename T>
 MBRNNT_HD Scaled<T> FromLog(T x) {
   using Element = typename NumberTraits<T>::Element;
@@ -75,13 +75,13 @@ MBRNNT_HD Scaled<T> FromLog(T x) {
   // |rest| <= ln(2)/2, but for an x so large that its own spacing is near 1.
   rest = rest > Element(1) ? Constant<T>(1) : rest;
   rest = rest < Element(-1) ? Constant<T>(-1) : rest;
-  // An exponent of -inf is as good as an x of -inf, if it is not one.
   return {exponent == -Element(INFINITY) ? T{} : Exponential<T>::NearZero(rest), exponent};
 }
 
 template <typename T>
 MBRNNT_HD T Log(Scaled<T> x) {
-  if (x.mantissa == T(0)) return -T(INFINITY);
+  // Of a product, too, whose exponent has left the range; a NaN stays.
+  if (x.mantissa == T(0) || x.exponent == -T(INFINITY)) return x.mantissa - T(INFINITY);
   return x.exponent * Ln2<T>::kHigh + (x.exponent * Ln2<T>::kLow + Log(x.mantissa));
 }
 

@@ -21,7 +21,7 @@ struct ArcLogProbsStage {
   const L* logits;           // [B, T, U+1, V]
   const int32_t* labels;     // [B, U]
   Real<L>* arc_log_probs;    // [B, T, U+1, A]
-  Real<L>* log_normalizers;  // [B, T, U+1]
+  LogNormalizer<Real<L>>* log_normalizers;  // [B, T, U+1]
 };
 
 // Arc log-probabilities -> losses and, unless `posteriors` is null, the arcs'
@@ -55,7 +55,7 @@ struct LogitGradientsStage {
   GradientRule<Real<L>> rule;
   const L* logits;
   const int32_t* labels;
-  const Real<L>* log_normalizers;
+  const LogNormalizer<Real<L>>* log_normalizers;
   const Real<L>* posteriors;
   const Real<L>* cotangents;  // [B]
   L* logit_gradients;         // [B, T, U+1, V]

@@ -108,6 +108,11 @@ def compiled_lattice(arcs: tuple[Arc, ...], implementation: Implementation) -> A
     return jitted(run, implementation)
 
 
+def row(x: Any, like: Any) -> Any:
+    """`x` `[N]` for what has `like`'s rank: the tests run without rank promotion."""
+    return x.reshape(*[1] * (like.ndim - 1), -1)
+
+
 def assert_close(actual: ArrayLike, expected: ArrayLike, tolerance: float) -> None:
     """Errors of at most `tolerance * max(1, |expected|)`, infinities and NaN in the same places."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

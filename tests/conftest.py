@@ -21,6 +21,7 @@ import simt_module
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Examples may compile, hence no deadline. The same examples every run; HYPOTHESIS_PROFILE=explore
 # looks for new ones.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import Implementation, assert_close, jitted
+from cases import Implementation, assert_close, jitted, row
 from jax_mbrnnt import (
     MultiblankRNNT,
     multiblank_rnnt_joint_loss,
@@ -40,8 +40,8 @@ def nodes(encoded: jax.Array, predicted: jax.Array) -> tuple[jax.Array, jax.Arra
 
 def with_biases(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
     e, p = nodes(encoded, predicted)
-    hidden = jnp.tanh(e @ params["w"] + p @ params["r"] + params["c"])
-    return hidden @ params["out"] + params["b"]
+    hidden = jnp.tanh(e @ params["w"] + p @ params["r"] + row(params["c"], e))
+    return hidden @ params["out"] + row(params["b"], e)
 
 
 def tied(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
@@ -59,7 +59,7 @@ def gated(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
 
 def multiplicative(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
     e, p = nodes(encoded, predicted)
-    return (e @ params["w"] * (p @ params["r"])) @ params["out"] + params["b"]
+    return (e @ params["w"] * (p @ params["r"])) @ params["out"] + row(params["b"], e)
 
 
 JOINTS = [with_biases, tied, gated, multiplicative]
@@ -84,7 +84,7 @@ def make_problem(seed: int = 0, dtype: Any = np.float64, batch: tuple[int, ...] 
         operands,
         rng.normal(size=(*batch, T, H)),
         rng.normal(size=(*batch, U + 1, H)),
-        rng.integers(0, V, (*batch, U)).astype(np.int32),
+        rng.choice([0, 1, 5], (*batch, U)).astype(np.int32),  # no blanks in any of the tests
         rng.integers(1, T + 1, batch).astype(np.int32),
         rng.integers(0, U + 1, batch).astype(np.int32),
     )
@@ -105,18 +105,23 @@ def losses_and_gradients(
     loss: Callable[..., jax.Array], joint: Any, problem: Problem, **options: Any
 ) -> Any:
     """Losses, and the pullback of some cotangents to params, encoded and predicted."""
-    shape = problem.labels.shape[:-1]
-    cotangents = np.random.default_rng(1).normal(size=shape)
-
-    def run(problem: Problem) -> Any:
-        def of(*floats: Any) -> jax.Array:
-            return loss(joint, Problem(*floats, *problem[3:]), **options)
-
-        losses, pullback = jax.vjp(of, *problem[:3])
-        return losses, pullback(jnp.asarray(cotangents, losses.dtype))
-
+    run = functools.partial(losses_and_gradients_of, loss, joint, **options)
     with jax.default_matmul_precision("highest"):  # a GPU's would be coarser than float32
         return jitted(run, options.get("implementation"))(problem)
+
+
+def losses_and_gradients_of(
+    loss: Callable[..., jax.Array], joint: Any, problem: Problem, at: int = 0, **options: Any
+) -> Any:
+    """The same without `jit`. `at`: the number of the first utterance, for its cotangent."""
+    count = int(np.prod(problem.labels.shape[:-1]))
+    cotangents = np.random.default_rng(1).normal(size=at + count)[at:]
+
+    def of(*floats: Any) -> jax.Array:
+        return loss(joint, Problem(*floats, *problem[3:]), **options)
+
+    losses, pullback = jax.vjp(of, *problem[:3])
+    return losses, pullback(jnp.asarray(cotangents.reshape(losses.shape), losses.dtype))
 
 
 def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
@@ -218,7 +223,7 @@ def test_many_chunks_are_summed_in_float32() -> None:
     frames = 512
 
     def joint(bias: jax.Array, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
-        return encoded[:, None] + predicted + bias
+        return encoded[:, None] + predicted[None] + row(bias, encoded[None])
 
     operands = jnp.zeros(3, jnp.bfloat16), jnp.zeros((frames, 3)), jnp.zeros((1, 3))
     operands = jax.tree.map(lambda x: x.astype(jnp.bfloat16), operands)
@@ -303,7 +308,7 @@ def with_edges() -> tuple[Problem, list[str]]:
     edges = names.split()
     problem = make_problem(10, batch=(len(edges),))
     encoded, predicted, labels = (np.array(x) for x in problem[1:4])
-    labels %= 4  # none is masked
+    labels %= 4  # none is masked (class 4)
     logit_lengths, label_lengths = np.full(len(edges), T), np.full(len(edges), U)
     at = {name: i for i, name in enumerate(edges)}
 
@@ -336,7 +341,7 @@ def masking(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
     e, p = nodes(jnp.where(encoded == -jnp.inf, 0, encoded), predicted)
     logits = jnp.tanh(e + p) @ params["out"]
     masked = jnp.any(encoded == -jnp.inf, axis=-1)[..., None, None]
-    return jnp.where(masked | (jnp.arange(V) == 4), -jnp.inf, logits)
+    return jnp.where(masked | row(jnp.arange(V) == 4, logits), -jnp.inf, logits)
 
 
 def test_edges(implementation: Implementation) -> None:
@@ -367,25 +372,108 @@ def test_edges(implementation: Implementation) -> None:
         assert np.all(np.isnan(gradients[2][edges.index(name)]))
 
 
-def test_padding_does_not_reach_the_params(implementation: Implementation) -> None:
-    """Whatever stands in padding, NaN included: bit for bit."""
-    problem = make_problem(11)._replace(
-        logit_lengths=jnp.array([7, 3, 0]), label_lengths=jnp.array([2, 4, 0])
+def normalizing(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+    """Its derivative is NaN at 0."""
+    e, p = nodes(encoded, predicted)
+    e, p = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (e, p))
+    return jnp.tanh(e + p) @ params["out"]
+
+
+def logarithmic(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+    e, p = nodes(encoded, predicted)
+    return jnp.log(jnp.abs(e)) @ params["out"] + jnp.log(jnp.abs(p)) @ params["out"]
+
+
+def squaring(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+    e, p = nodes(encoded, predicted)
+    return jnp.tanh(e * e + p * p) @ params["out"] + (e * e) @ params["out"] * (p * p).sum(
+        -1, keepdims=True
     )
+
+
+def looking_up(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+    """NaN where an index is out of range."""
+    e, p = nodes(encoded["hidden"], predicted)
+    bias = jnp.take(params["w"], encoded["speaker"], axis=0)[..., None, :]
+    return jnp.tanh(e + p + bias) @ params["out"]
+
+
+def with_dtype(gradient: jax.Array, x: jax.Array) -> jax.Array:
+    """JAX has a dtype of its own, of no numbers, for the gradients of integers."""
+    return gradient if gradient.dtype == x.dtype else jnp.zeros_like(x)
+
+
+LITTER = [0.0, np.nan, np.inf, 1e200, -1e200]
+
+
+@pytest.mark.parametrize("joint", [with_biases, normalizing, logarithmic, squaring, looking_up])
+@pytest.mark.parametrize(
+    ("lengths", "chunk_frames"), [([7, 3, 0], 2), ([0, 2, 7], 100), ([0, 0, 0], 3)], ids=str
+)
+def test_padding_does_not_reach_the_params(
+    joint: Any, chunk_frames: int, lengths: list[int], implementation: Implementation
+) -> None:
+    """Whatever stands in padding, and whatever the joint makes of it: bit for bit."""
+    logit_lengths = np.array(lengths)
+    label_lengths = np.where(logit_lengths > 0, [2, 4, 3], 0)
+    problem = make_problem(11)._replace(
+        logit_lengths=jnp.asarray(logit_lengths), label_lengths=jnp.asarray(label_lengths)
+    )
+    frames = np.arange(T)[:, None] < logit_lengths[:, None, None]
+    labels = np.arange(U + 1)[:, None] <= label_lengths[:, None, None]
+    labels &= logit_lengths[:, None, None] > 0
+    options = {"chunk_frames": chunk_frames, "implementation": implementation}
+    step = jitted(lambda p: losses_and_gradients_of(chunked, joint, p, **options), "xla")
     results = []
-    for value in (0.5, np.nan, np.inf):
-        t, u = np.arange(T)[:, None], np.arange(U + 1)[:, None]
-        frames = t < problem.logit_lengths[:, None, None]
-        labels = u <= problem.label_lengths[:, None, None]
+    for value in LITTER:
         filled = problem._replace(
             encoded=jnp.where(frames, problem.encoded, value),
             predicted=jnp.where(labels, problem.predicted, value),
         )
-        options = {"chunk_frames": 3, "implementation": implementation}
-        results.append(losses_and_gradients(chunked, with_biases, filled, **options))
+        if joint is looking_up:
+            speaker = jnp.where(frames[..., 0], 1, 1000 if value == 0 else -7)
+            filled = filled._replace(encoded={"hidden": filled.encoded, "speaker": speaker})
+        losses, gradients = step(filled)
+        results.append((losses, jax.tree.map(with_dtype, gradients, filled[:3])))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(results[0]))
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, results[0])
+    # And what is not padding has the gradient that it has on its own.
+    for b in np.flatnonzero(logit_lengths):
+        short = jax.tree.map(lambda x: x[b : b + 1, : lengths[b]], filled.encoded)  # noqa: B023
+        columns = label_lengths[b] + 1
+        alone = Problem(
+            filled.params,
+            short,
+            filled.predicted[b : b + 1, :columns],
+            filled.labels[b : b + 1, : columns - 1],
+            *(x[b : b + 1] for x in filled[4:]),
+        )
+        expected = losses_and_gradients_of(whole, joint, alone, implementation="ffi", at=b)
+        assert_close(results[-1][0][b], expected[0][0], 1e-12)
+        of_encoded, of_short = (
+            tree["hidden"] if joint is looking_up else tree
+            for tree in (results[-1][1][1], expected[1][1])
+        )
+        assert_close(of_encoded[b, : lengths[b]], of_short[0], 1e-10)
+
+
+def test_padding_of_a_dummy_under_vmap(implementation: Implementation) -> None:
+    """An utterance without frames and without any other in its batch."""
+    problem = make_problem(11)._replace(
+        logit_lengths=jnp.array([7, 0, 3]), label_lengths=jnp.array([2, 0, 4])
+    )
+    problem = problem._replace(encoded=problem.encoded.at[1].set(jnp.nan))
+
+    def total(params: Any, implementation: Implementation) -> jax.Array:
+        def one(*rest: jax.Array) -> jax.Array:
+            options = {"chunk_frames": 3, "implementation": implementation}
+            return chunked(normalizing, Problem(params, *rest), **options)
+
+        return jax.vmap(one)(*problem[1:]).sum()
+
+    gradient = jitted(jax.grad(functools.partial(total, implementation=implementation)), "xla")
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient(problem.params)))
 
 
 # ---- what is computed, and what is not -------------------------------------------------------
@@ -637,7 +725,8 @@ def test_joint_that_closes_over_params(where: str, implementation: Implementatio
 
         def joint(_: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
             drawn = jax.random.normal(keys[0], (V,))  # a key that is closed over
-            return scale * with_biases(params, encoded, predicted) + noise + drawn
+            logits = scale * with_biases(params, encoded, predicted)
+            return logits + row(noise + drawn, logits)
 
         return loss(joint, problem._replace(params=()), implementation=implementation).sum()
 
@@ -661,11 +750,12 @@ def test_joint_that_closes_over_params(where: str, implementation: Implementatio
     assert_trees_close(gradient(chunks), gradient(whole), 1e-12)
 
 
-def test_repeated_calls_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_steps_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
     problem = make_problem(21)
+    jitted_loss = jax.jit(lambda problem: chunked(with_biases, problem, chunk_frames=3))
 
     def step() -> None:
-        jax.block_until_ready(chunked(with_biases, problem, chunk_frames=3))
+        jax.block_until_ready(jitted_loss(problem))
 
     step()
     with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
@@ -715,18 +805,9 @@ def bad_joint(change: Callable[[jax.Array], Any]) -> Any:
     return lambda *operands: change(with_biases(*operands))
 
 
-class Unhashable(list):
-    def __call__(self, *operands: Any) -> jax.Array:
-        return with_biases(*operands)
-
-
 P0 = make_problem(25)
 WRONG: dict[str, tuple[Any, Any, dict[str, Any], type, str]] = {
     "no function": (*(3, P0, {}, TypeError), r"joint: expected a function, got 3"),
-    "unhashable": (
-        *(Unhashable(), P0, {}, TypeError),
-        r"joint: expected a hashable function, .*; what cannot be hashed may go into params",
-    ),
     "frames": (
         *(with_biases, P0._replace(encoded=P0.encoded[0]), {}, ValueError),
         r"encoded: expected shape \[batch_dims..., T, ...\] = \[3, T, ...\], got \(7, 5\)",
@@ -749,6 +830,10 @@ WRONG: dict[str, tuple[Any, Any, dict[str, Any], type, str]] = {
     "labels": (
         *(with_biases, P0._replace(labels=jnp.zeros((B, U))), {}, TypeError),
         r"labels: expected an integer dtype, got float64",
+    ),
+    "blank as a label": (
+        *(with_biases, P0._replace(labels=P0.labels.at[:, 0].set(7)), {}, ValueError),
+        r"labels\[\d, 0\]: expected none of the blanks' classes \(8, 7, 6\), got 7",
     ),
     "scalar labels": (
         *(with_biases, P0._replace(labels=jnp.asarray(1)), {}, ValueError),
@@ -790,6 +875,10 @@ WRONG: dict[str, tuple[Any, Any, dict[str, Any], type, str]] = {
     "chunk": (
         *(with_biases, P0, {"chunk_frames": 0}, ValueError),
         r"chunk_frames: expected at least 1, got 0",
+    ),
+    "half a frame": (
+        *(with_biases, P0, {"chunk_frames": 2.5}, TypeError),
+        r"chunk_frames: expected an integer, got 2.5",
     ),
     "implementation": (
         *(with_biases, P0, {"implementation": "cuda"}, ValueError),

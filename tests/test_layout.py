@@ -17,10 +17,11 @@ MODULES: dict[str, set[str]] = {
     "_reference": {"_mesh", "_spec"},
     "_ffi": {"_cpu", "_cuda"},
     "_primitives": {"_ffi", "_mesh", "_reference", "_spec"},
-    "_checks": set(),
-    "joint": {"_checks", "_mesh", "_primitives", "_reference", "_spec"},
+    "_checks": {"_spec"},
+    "_program": set(),
+    "joint": {"_checks", "_mesh", "_primitives", "_program", "_reference", "_spec"},
     "_loss": {"_checks", "_mesh", "_primitives", "_reference", "_spec", "joint"},
-    "decoding": {"_spec"},
+    "decoding": {"_checks", "_program", "_spec"},
     "__init__": {"_spec", "_loss", "decoding", "joint"},
 }
 KNOW_NO_JAX = {"_spec"}

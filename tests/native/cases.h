@@ -84,7 +84,8 @@ struct Case {
         device_labels(labels);
     const Batch device = BatchOf(device_logit_lengths.data(), device_label_lengths.data());
     Buffer<L> device_logits(logits), other_gradients(logits.size());
-    Buffer<T> arc_log_probs(all * 4), normalizers(all), losses(batch), scores(batch);
+    Buffer<T> arc_log_probs(all * 4), losses(batch), scores(batch);
+    Buffer<LogNormalizer<T>> normalizers(all);
     Buffer<T> other_posteriors(all * 4), cotangents(std::vector<T>(batch, T(-2)));
     Room::Run(ArcLogProbsStage<L>{device, num_classes, classes, T(0.05), device_logits.data(),
                                   device_labels.data(), arc_log_probs.data(), normalizers.data()});

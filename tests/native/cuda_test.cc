@@ -137,7 +137,7 @@ struct LatticeCase {
       });
       for (int64_t b = 0; b < batch; ++b) {
         EXPECT(Close(fast.likelihoods[b], simple.likelihoods[b]));
-        EXPECT(fast.losses[b] == -Log(fast.likelihoods[b]));
+        EXPECT(fast.losses[b] == Loss(fast.likelihoods[b]));
         Batch padded{batch, frames, columns, nullptr, nullptr};
         const cuda::DiagonalOrder order(padded);
         for (int64_t t = 0; t < logit_lengths[b]; ++t) {

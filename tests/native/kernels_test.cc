@@ -58,26 +58,30 @@ void CompareRowLoops() {
     std::vector<L> row(kRows * n), expected(n), got(n);
     for (L& x : row) x = FromReal<L>(T(normal(random_bits)));
     const auto best = cpu::BestRowLoops<L>(), baseline = cpu::baseline::ForRows<L>();
-    T normalizers[2][kRows];
+    LogNormalizer<T> normalizers[2][kRows];
     baseline.log_normalizers(row.data(), kRows, n, normalizers[0]);
     best.log_normalizers(row.data(), kRows, n, normalizers[1]);
     for (int i = 0; i < kRows; ++i) {
-      double sum = 0;
-      for (int64_t v = 0; v < n; ++v) sum += std::exp(double{ToReal(row[i * n + v])});
-      EXPECT(std::abs(normalizers[0][i] - std::log(sum)) <= 1e-5);
-      EXPECT(std::abs(normalizers[1][i] - std::log(sum)) <= 1e-5);
+      double shift = -INFINITY, sum = 0;
+      for (int64_t v = 0; v < n; ++v) shift = std::max(shift, double{ToReal(row[i * n + v])});
+      for (int64_t v = 0; v < n; ++v) sum += std::exp(ToReal(row[i * n + v]) - shift);
+      for (const auto* of : {normalizers[0], normalizers[1]}) {
+        EXPECT(of[i].shift == shift);
+        EXPECT(std::abs(of[i].log_sum - std::log(sum)) <= 1e-6);
+      }
     }
-    const T normalizer = normalizers[0][0];
-    cpu::ReadClasses<T> read;  // a label may equal a blank
+    const LogNormalizer<T> normalizer = normalizers[0][0];
+    cpu::ReadClasses<T> read;  // arcs may share a class
     read.Add(n - 1, T(0.3));
     read.Add(n / 2, T(0.25));
     read.Add(n - 1, T(0.15));
     for (const T clamp : {T(0), T(0.3)}) {
       const GradientRule<T> rule{T(1), clamp};
-      baseline.gradient(row.data(), n, normalizer, T(0.7), read, rule, T(2), expected.data());
-      best.gradient(row.data(), n, normalizer, T(0.7), read, rule, T(2), got.data());
+      const T shift = normalizer.shift, factor = rule.Factor(T(0.7), normalizer);
+      baseline.gradient(row.data(), n, shift, factor, read, rule, T(2), expected.data());
+      best.gradient(row.data(), n, shift, factor, read, rule, T(2), got.data());
       for (int64_t v = 0; v < n; ++v) {
-        double gradient = std::exp(double{ToReal(row[v])} - normalizer) * 0.7;
+        double gradient = std::exp(ToReal(row[v]) - shift - double{normalizer.log_sum}) * 0.7;
         for (int i = 0; i < read.size; ++i)
           gradient -= read.classes[i] == v ? read.posteriors[i] : 0;
         if (clamp > 0) gradient = std::min(std::max(gradient, -0.3), 0.3);
@@ -88,7 +92,7 @@ void CompareRowLoops() {
         EXPECT(std::abs(ToReal(got[v]) - 2 * gradient) <= tolerance);
       }
       std::vector<L> in_place(row.begin(), row.begin() + n);
-      best.gradient(in_place.data(), n, normalizer, T(0.7), read, rule, T(2), in_place.data());
+      best.gradient(in_place.data(), n, shift, factor, read, rule, T(2), in_place.data());
       EXPECT(std::memcmp(in_place.data(), got.data(), n * sizeof(L)) == 0);
     }
   }
