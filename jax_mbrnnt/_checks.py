@@ -46,11 +46,11 @@ class Utterances(NamedTuple):
         of_each = jnp.zeros_like(jnp.sum(like, axis=core), dtype=jnp.int32)
 
         def lengths(given: Any, full: int) -> jax.Array:
-            return of_each + (full if given is None else _widened(given, jnp))
+            return of_each + (full if given is None else widened(given))
 
         labels = self.labels
         if labels is not None:
-            labels = _widened(labels, jnp)
+            labels = widened(labels)
             if blanks:
                 labels = jnp.where(_is_blank(labels, blanks), -1, labels)
         return Utterances(
@@ -60,7 +60,7 @@ class Utterances(NamedTuple):
         )
 
 
-def _widened(x: Any, xp: Any) -> Any:
+def widened(x: Any, xp: Any = jnp) -> Any:
     """As int32: what does not fit stays out of every range that a label or a length may be in.
 
     In its own dtype a narrow integer would wrap, or the number that it is compared with. `xp` is
@@ -134,13 +134,13 @@ def check_labels_alone(labels: ArrayLike) -> tuple[int, ...]:
 
 
 def _without_wrapping(x: Any) -> Any:
-    return _widened(x, np) if isinstance(x, np.ndarray | np.generic) else x
+    return widened(x, np) if isinstance(x, np.ndarray | np.generic) else x
 
 
 def check_lengths(
-    name: str, x: ArrayLike | None, shape: tuple[Any, ...], full: int, against: str
+    name: str, x: ArrayLike | None, shape: tuple[Any, ...], full: int, match: str = ""
 ) -> Any:
-    """Lengths `[batch_dims...]` of at most `full`; None for all of it. `against`: what they match."""
+    """Lengths `[batch_dims...]` of at most `full`; None for all of it."""
     if x is None:
         return None
     paddings = ""
@@ -152,7 +152,7 @@ def check_lengths(
         raise TypeError(f"{error}{paddings}") from None
     if lengths.shape != shape:
         raise ValueError(
-            f"{name}: expected shape {shape} to match {against}, got {lengths.shape}{paddings}"
+            f"{name}: expected shape {shape}{match}, got {lengths.shape}{paddings}"
         )
     known = _known(lengths)
     if known and isinstance(full, int):  # not a symbol of jax.export
@@ -171,18 +171,18 @@ def check_utterances(
     """Checks the integer operands against `nodes` `[batch_dims..., T, U+1, last]`."""
     *batch, num_frames, columns, num_classes = nodes.shape
     batch_dims = tuple(batch)
-    against = f"{nodes_name} {nodes.shape}"
+    match = f" to match {nodes_name} {nodes.shape}"
     if labels is not None:
         labels = _as_integers("labels", labels)
         expected = (*batch_dims, columns - 1)
         if labels.shape != expected:
             raise ValueError(
-                f"labels: expected shape {expected} to match {against}, got {labels.shape}"
+                f"labels: expected shape {expected}{match}, got {labels.shape}"
             )
     utterances = Utterances(
         labels,
-        check_lengths("logit_lengths", logit_lengths, batch_dims, num_frames, against),
-        check_lengths("label_lengths", label_lengths, batch_dims, columns - 1, against),
+        check_lengths("logit_lengths", logit_lengths, batch_dims, num_frames, match),
+        check_lengths("label_lengths", label_lengths, batch_dims, columns - 1, match),
     )
     known = _known(labels, utterances.label_lengths)
     if labels is not None and known and isinstance(num_classes, int):
@@ -262,7 +262,7 @@ class _Rule(NamedTuple):
 
 
 def _length_rule(name: str, lengths: Any, full: int, xp: Any) -> _Rule:
-    values = _widened(lengths, xp)
+    values = widened(lengths, xp)
     meaning = f"{'T' if name == 'logit_lengths' else 'U'} = {full}"
     expected = f"expected a value in [0, {full + 1}) ({meaning})"
     return _Rule(name, lengths, (values < 0) | (values > full), expected)
@@ -271,12 +271,12 @@ def _length_rule(name: str, lengths: Any, full: int, xp: Any) -> _Rule:
 def _label_rules(
     labels: Any, label_lengths: Any, num_classes: int, blanks: Sequence[int], xp: Any
 ) -> list[_Rule]:
-    values = _widened(labels, xp)
+    values = widened(labels, xp)
     counts = np.ones(labels.shape, bool)  # not those behind an utterance's labels
     if label_lengths is not None:
         place = np.arange(labels.shape[-1], dtype=np.int32)
         place = place.reshape(*[1] * (labels.ndim - 1), -1)
-        counts = place < _widened(label_lengths, xp)[..., None]
+        counts = place < widened(label_lengths, xp)[..., None]
 
     outside = counts & ((values < 0) | (values >= num_classes))
     classes = f"expected a value in [0, {num_classes}) (V = {num_classes} classes)"

@@ -19,9 +19,15 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jax_mbrnnt._spec import blank_classes, validate_durations
+from jax_mbrnnt import _checks
+from jax_mbrnnt._program import run
+from jax_mbrnnt._spec import as_integer, blank_classes, validate_durations
 
 PyTree = Any
+Joint = Callable[[jax.Array, PyTree], jax.Array]
+Predict = Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
+
+_INT32_MAX = 2**31 - 1
 
 
 class GreedyDecoding(NamedTuple):
@@ -45,7 +51,7 @@ class GreedyDecoding(NamedTuple):
     joint_evaluations: jax.Array
 
 
-class _Search(NamedTuple):
+class _Place(NamedTuple):
     """Where each utterance of the batch stands between two evaluations of the joint."""
 
     frame: jax.Array  # [B]
@@ -56,8 +62,8 @@ class _Search(NamedTuple):
 
 
 def greedy_decode(
-    joint: Callable[[jax.Array, PyTree], jax.Array],
-    predict: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]],
+    joint: Joint,
+    predict: Predict,
     encoded: ArrayLike,
     logit_lengths: ArrayLike | None = None,
     *,
@@ -75,10 +81,9 @@ def greedy_decode(
     another: the joint is evaluated as often as the slowest utterance needs it. Without big blanks
     this is greedy decoding of an RNN-Transducer.
 
-    The function is plain traceable code around one `jax.lax.while_loop`, which JAX compiles as a
-    unit in any case. Called eagerly with new closures it is compiled anew every time, so decode
-    under your own `jax.jit`, with the parameters as arguments of the jitted function; `joint` and
-    `predict` may close over them. `jax.vmap` and batch-sharded inputs work too.
+    The functions are traced at every call, and called eagerly the search is compiled anew each time:
+    decode under your own `jax.jit`, with the parameters as arguments of the jitted function; `joint`
+    and `predict` may close over them. `jax.vmap` and batch-sharded inputs work too.
 
     Args:
       joint: `(encoded_frame [B, H...], prediction) -> logits [B, V]`, where `encoded_frame` holds
@@ -93,7 +98,8 @@ def greedy_decode(
       blank_id: class of the standard blank; negative values count from the last class.
       big_blank_durations: the frames each big blank covers, all at least 2. Big blank `i` is class
         `blank_id - 1 - i`.
-      start_label: the label that starts every utterance; the class of the standard blank if None.
+      start_label: the label that starts every utterance, a class in [0, V); that of the standard
+        blank if None.
       max_symbols_per_frame: after so many labels at one frame the utterance goes on to the next
         frame, without a further evaluation of the joint and at no cost in log-probability. Every
         jump restarts the count.
@@ -104,7 +110,8 @@ def greedy_decode(
       A `GreedyDecoding`.
 
     Raises:
-      TypeError: `logit_lengths` are not integers, or the logits of `joint` not floating-point.
+      TypeError: `logit_lengths` or an option are not integers, or the logits of `joint` not
+        floating-point.
       ValueError: an argument has a wrong shape or value, or the logits of `joint` are not `[B, V]`.
 
     Source: Xu et al., "Multi-blank Transducers for Speech Recognition", arXiv 2211.03541.
@@ -130,30 +137,66 @@ def greedy_decode(
       >>> hypothesis = decoding.labels[0, : decoding.label_lengths[0]]
     """
     big_blank_durations = validate_durations(big_blank_durations)
-    encoded = jnp.asarray(encoded)
-    if encoded.ndim < 2:
-        raise ValueError(f"encoded: expected shape [B, T, H...], got {encoded.shape}")
+    encoded = _checks.as_array(encoded)
+    if encoded.ndim < 3:
+        hint = "; a batch of one utterance is encoded[None]" if encoded.ndim == 2 else ""
+        raise ValueError(f"encoded: expected shape [B, T, H...], got {encoded.shape}{hint}")
+    batch, frames = encoded.shape[:2]
+    lengths = _checks.check_lengths("logit_lengths", logit_lengths, (batch,), frames)
+    max_symbols_per_frame = as_integer("max_symbols_per_frame", max_symbols_per_frame)
     if max_symbols_per_frame < 1:
         raise ValueError(f"max_symbols_per_frame: expected at least 1, got {max_symbols_per_frame}")
-    batch, frames = encoded.shape[:2]
     if max_labels is None:
         max_labels = frames * max_symbols_per_frame
+    max_labels = as_integer("max_labels", max_labels)
     if max_labels < 0:
         raise ValueError(f"max_labels: expected at least 0, got {max_labels}")
-    lengths, in_range = _checked_lengths(logit_lengths, encoded)
+    if max_labels > _INT32_MAX:
+        raise ValueError(
+            f"max_labels: expected at most {_INT32_MAX}, got {max_labels}; by default it is "
+            "T * max_symbols_per_frame"
+        )
+    search = partial(
+        _search,
+        joint,
+        predict,
+        blank_id=blank_id,
+        big_blank_durations=big_blank_durations,
+        start_label=start_label,
+        max_symbols_per_frame=min(max_symbols_per_frame, _INT32_MAX),
+        max_labels=max_labels,
+    )
+    return run(search, encoded, lengths, initial_state)
+
+
+def _search(
+    joint: Joint,
+    predict: Predict,
+    encoded: jax.Array,
+    lengths: jax.Array | None,
+    initial_state: PyTree,
+    *,
+    blank_id: int,
+    big_blank_durations: tuple[int, ...],
+    start_label: int | None,
+    max_symbols_per_frame: int,
+    max_labels: int,
+) -> GreedyDecoding:
+    batch, frames = encoded.shape[:2]
+    lengths, in_range = _lengths_in_range(lengths, encoded)
     if frames == 0:  # Nothing is decoded, but the loop still needs a frame to be compiled with.
         encoded = jnp.zeros((batch, 1, *encoded.shape[2:]), encoded.dtype)
 
-    vocabulary = _count_classes(joint, predict, encoded, initial_state)
+    vocabulary = _check_functions(joint, predict, encoded, initial_state)
     blanks = blank_classes(blank_id, big_blank_durations, vocabulary)
     class_durations = np.zeros(vocabulary, np.int32)
     class_durations[list(blanks)] = (1, *big_blank_durations)
-    start = blanks[0] if start_label is None else start_label
+    start = blanks[0] if start_label is None else _check_start_label(start_label, vocabulary)
 
-    def unfinished(search: _Search) -> jax.Array:
+    def unfinished(search: _Place) -> jax.Array:
         return (search.frame < lengths) & (search.decoding.label_lengths < max_labels)
 
-    def advance(search: _Search) -> _Search:
+    def advance(search: _Place) -> _Place:
         active = unfinished(search)
         found = search.decoding
         logits = joint(_at(encoded, search.frame), search.prediction)
@@ -168,8 +211,9 @@ def greedy_decode(
         # Outside the buffer nothing is written: that is where the others put what they have.
         place = jnp.where(emits, found.label_lengths, max_labels)
         prediction, state = predict(jnp.where(emits, best, start), search.state)
-        return _Search(
-            frame=search.frame + jnp.where(active, jump, 0),
+        return _Place(
+            # To the end at most: a sum of any two numbers of frames might overflow.
+            frame=search.frame + jnp.where(active, jnp.minimum(jump, lengths - search.frame), 0),
             symbols=jnp.where(is_full, 0, symbols),
             prediction=_select(emits, prediction, search.prediction),
             state=_select(emits, state, search.state),
@@ -189,7 +233,7 @@ def greedy_decode(
     zeros = jnp.where(in_range, 0, 0).astype(jnp.int32)
     prediction, state = predict(jnp.full_like(zeros, start), initial_state)
     nothing = jnp.broadcast_to(zeros[:, None] - 1, (batch, max_labels))
-    search = _Search(
+    search = _Place(
         frame=zeros,
         symbols=zeros,
         prediction=_select(in_range, prediction, prediction),
@@ -205,49 +249,63 @@ def greedy_decode(
     return lax.while_loop(lambda search: jnp.any(unfinished(search)), advance, search).decoding
 
 
-def _checked_lengths(
-    logit_lengths: ArrayLike | None, encoded: jax.Array
+def _lengths_in_range(
+    lengths: jax.Array | None, encoded: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `[B]` frames to decode, and whether the length is in range (if not, 0 frames)."""
     batch, frames = encoded.shape[:2]
-    if logit_lengths is None:
-        logit_lengths = jnp.full((batch,), frames, jnp.int32)
-    lengths = jnp.asarray(logit_lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"logit_lengths: expected an integer dtype, got {lengths.dtype}")
-    if lengths.shape != (batch,):
-        raise ValueError(f"logit_lengths: expected shape {(batch,)}, got {lengths.shape}")
-    if not isinstance(lengths, jax.core.Tracer) and lengths.is_fully_addressable:
-        for b, length in enumerate(np.asarray(lengths)):
-            if not 0 <= length <= frames:
-                raise ValueError(
-                    f"logit_lengths[{b}]: expected a value in [0, {frames + 1}) (T = {frames}), "
-                    f"got {length}"
-                )
+    if lengths is None:
+        return jnp.full((batch,), frames, jnp.int32), jnp.ones((batch,), bool)
+    lengths = _checks.widened(lengths)
     in_range = (lengths >= 0) & (lengths <= frames)
-    return jnp.where(in_range, lengths, 0).astype(jnp.int32), in_range
+    return jnp.where(in_range, lengths, 0), in_range
 
 
-def _count_classes(
-    joint: Callable[[jax.Array, PyTree], jax.Array],
-    predict: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]],
-    encoded: jax.Array,
-    initial_state: PyTree,
+def _check_start_label(start_label: Any, vocabulary: int) -> Any:
+    if isinstance(start_label, jax.core.Tracer):  # as a language's, say
+        return start_label.astype(jnp.int32)
+    start = as_integer("start_label", start_label)
+    if not 0 <= start < vocabulary:
+        raise ValueError(
+            f"start_label: expected a class in [0, {vocabulary}) (V = {vocabulary} classes), "
+            f"got {start}"
+        )
+    return start
+
+
+def _check_functions(
+    joint: Joint, predict: Predict, encoded: jax.Array, initial_state: PyTree
 ) -> int:
-    """Returns V, from the shapes alone."""
+    """Returns V; an error where the functions' shapes do not fit, from the shapes alone."""
     batch = encoded.shape[0]
 
-    def first_logits(encoded: jax.Array, state: PyTree) -> jax.Array:
+    def first_step(encoded: jax.Array, state: PyTree) -> tuple[jax.Array, tuple, tuple]:
         place = jnp.zeros((batch,), jnp.int32)
-        prediction, _ = predict(place, state)
-        return joint(_at(encoded, place), prediction)
+        first = predict(place, state)
+        return joint(_at(encoded, place), first[0]), first, predict(place, first[1])
 
-    logits = jax.eval_shape(first_logits, encoded, initial_state)
+    logits, first, second = jax.eval_shape(first_step, encoded, initial_state)
     if logits.ndim != 2 or logits.shape[0] != batch:
         raise ValueError(f"joint: expected logits of shape [{batch}, V], got {logits.shape}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(f"joint: expected logits of a floating dtype, got {logits.dtype}")
+    for name, before, after in zip(("prediction", "state"), first, second, strict=True):
+        for x in jax.tree.leaves(before):
+            if x.shape[:1] != (batch,):
+                raise ValueError(
+                    "predict: expected a prediction and a state whose arrays begin with the batch "
+                    f"dimension {batch}, got an array of shape {x.shape} in the {name}"
+                )
+        if _signature(before) != _signature(after):
+            raise ValueError(
+                f"predict: expected a {name} of the same structure, shapes and dtypes at every "
+                f"call, got {_signature(before)} at the first and {_signature(after)} at the second"
+            )
     return int(logits.shape[1])
+
+
+def _signature(tree: PyTree) -> str:
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))
 
 
 def _at(encoded: jax.Array, frame: jax.Array) -> jax.Array:
@@ -271,13 +329,7 @@ def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """Returns `new` for the utterances where `condition` holds, else `old`."""
 
     def select(new: jax.Array, old: jax.Array) -> jax.Array:
-        new, old = jnp.asarray(new), jnp.asarray(old)
-        if new.shape[:1] != condition.shape:
-            raise ValueError(
-                "predict: expected a prediction and a state whose arrays begin with the batch "
-                f"dimension {condition.shape[0]}, got an array of shape {new.shape}"
-            )
-        return jnp.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+        return jnp.where(jnp.expand_dims(condition, range(1, new.ndim)), new, old)
 
     return jax.tree.map(select, new, old)
 
@@ -285,6 +337,6 @@ def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 def _max_log_prob(logits: jax.Array) -> jax.Array:
     """Returns the log-probability `[B]` of the most probable class."""
     logits = logits.astype(jnp.float32)
-    largest = jnp.max(logits, axis=-1)
-    log_prob = largest - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.where(jnp.isneginf(largest), -jnp.inf, log_prob)  # A row without any exit.
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    log_prob = -jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1))
+    return jnp.where(jnp.isneginf(largest[:, 0]), -jnp.inf, log_prob)  # A row without any exit.
