@@ -1,7 +1,7 @@
 """Random utterances, compiled losses and gradients, and how they are compared."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -34,11 +34,16 @@ def random_case(
     dtype: DTypeLike = np.float64,
     ragged: bool = True,
     scale: float = 2.0,
+    blanks: Sequence[int] | None = None,
 ) -> Case:
-    """Normal logits and labels of any class, blanks included; full lengths unless `ragged`."""
+    """Normal logits and labels of any class but the blanks; full lengths unless `ragged`.
+
+    Blanks are by default the last four classes, so far as that leaves a label.
+    """
+    classes = sorted(set(range(V)) - set(range(max(1, V - 4), V) if blanks is None else blanks))
     rng = np.random.default_rng(seed)
     logits = rng.normal(scale=scale, size=(*batch, T, U + 1, V)).astype(dtype)
-    labels = rng.integers(0, V, (*batch, U)).astype(np.int32)
+    labels = rng.choice(classes, (*batch, U)).astype(np.int32)
     logit_lengths = rng.integers(min(T, 1) if ragged else T, T + 1, batch)
     label_lengths = rng.integers(0 if ragged else U, U + 1, batch)
     return Case(

@@ -65,10 +65,17 @@ def transducer(
     fastemit_lambda: float = 0.0,
     clamp: float = 0.0,
 ) -> tuple[float, Floats]:
-    """Multi-blank loss of one utterance and its gradient, `[T_padded, U_padded+1, V]`."""
+    """Multi-blank loss of one utterance and its gradient, `[T_padded, U_padded+1, V]`.
+
+    NaN, both of them, for a label that is a blank.
+    """
     blank = blank_id % logits.shape[-1]
     arcs = [(0, True), (1, False), *((duration, False) for duration in big_blank_durations)]
     blanks = [blank - i for i in range(len(arcs) - 1)]
+    if T > 0 and set(labels[:U]) & set(blanks):
+        gradient = np.zeros(logits.shape)
+        gradient[:T, : U + 1] = np.nan
+        return np.nan, gradient
     # The class of every arc that leaves a node on row u.
     classes = [{0: labels[u]} if u < U else {} for u in range(U + 1)]
     for row in classes:

@@ -14,7 +14,7 @@ from cases import (
     random_case,
 )
 from enumeration import lattice, paths, transducers
-from jax_mbrnnt import Arc, multiblank_arcs, rnnt_arcs, tdt_arcs
+from jax_mbrnnt import Arc, MultiblankRNNT, multiblank_arcs, rnnt_arcs, tdt_arcs
 from test_oracle import MULTIBLANK, RNNT, Fields, durations, name, operands, options
 
 T, U, V = 4, 3, 7
@@ -67,7 +67,8 @@ def test_enumeration_gives_the_oracle_of_rnnt(case: Fields) -> None:
     ids=str,
 )
 def test_loss_at_every_length(options: dict[str, Any], implementation: Implementation) -> None:
-    case = every_length(random_case(0, (T * (U + 1),), T, U, V))
+    blanks = MultiblankRNNT(**options).blanks(V)
+    case = every_length(random_case(0, (T * (U + 1),), T, U, V, blanks=blanks))
     expected_losses, expected_gradients = transducers(*case, **options)
     losses, gradients = losses_and_gradients(case, implementation=implementation, **options)
     assert_close(losses, expected_losses, 1e-12)

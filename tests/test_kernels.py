@@ -24,7 +24,7 @@ SHAPES = {
     "small": ((2,), 5, 3, 8, (2, 4)),
     "odd classes": ((3,), 9, 4, 37, (2, 3, 4)),
     "many classes": ((2,), 3, 2, 1027, (2,)),
-    "no class but the blank": ((2,), 4, 2, 1, ()),
+    "no class but the blank": ((2,), 4, 0, 1, ()),
     "one class beside the blank": ((2,), 4, 2, 2, ()),
     "one class beside the blanks": ((2,), 6, 3, 3, (2,)),
     "one frame": ((3,), 1, 4, 6, (2, 3)),
