@@ -86,6 +86,22 @@ MBRNNT_HD void Store(Float16* to, Vec<float> v) {
   for (int i = 0; i < kLanes<float>; ++i) to[i] = FromReal<Float16>(numbers[i]);
 }
 
+// The first n numbers of a register, n less than all: half of them or none, then those of the
+// other half. (A masked store is no faster, and only AVX-512 has one.)
+template <typename T, typename V>
+MBRNNT_HD void StoreFirst(T* to, V v, int64_t n) {
+  constexpr int kHalf = sizeof(V) / sizeof(T) / 2;
+  if constexpr (kHalf == 1) {
+    if (n > 0) *to = v[0];
+  } else {
+    typename VectorOf<T, kHalf>::type halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    if (n < kHalf) return StoreFirst(to, halves[0], n);
+    std::memcpy(to, halves, sizeof(halves[0]));
+    StoreFirst(to + kHalf, halves[1], n - kHalf);
+  }
+}
+
 // Two registers' worth of consecutive logits, in an order of their own: for what is done
 // to each and for sums.
 template <typename T>
