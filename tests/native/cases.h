@@ -26,7 +26,7 @@ inline int64_t RandomInt(int64_t low, int64_t high) {
 template <typename Room, typename L>
 struct Case {
   using T = Real<L>;
-  // Now and then many: anti-diagonals of several SIMD registers, or many that share a row of memory.
+  // Now and then many: anti-diagonals of several SIMD registers, or many that share a row.
   int64_t batch = RandomInt(0, 4), frames = RandomInt(0, 19) ? RandomInt(0, 7) : RandomInt(25, 60);
   int64_t columns = RandomInt(0, 9) ? RandomInt(1, 5) : RandomInt(25, 60);
   int64_t num_classes = RandomInt(5, 40);
