@@ -21,7 +21,9 @@
 namespace mbrnnt {
 namespace cpu::MBRNNT_ISA {
 
-#if defined(__AVX512F__)
+#if defined(MBRNNT_VECTOR_BYTES)  // Any power of two: compilers make do with what there is.
+inline constexpr int kVectorBytes = MBRNNT_VECTOR_BYTES;
+#elif defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
 #elif defined(__AVX__)
 inline constexpr int kVectorBytes = 32;
@@ -153,11 +155,15 @@ template <typename V>
 MBRNNT_HD V Maximum(V a, V b) {
 #if defined(__AVX512F__)
   // Without a mask GCC 12 warns of its own header.
-  if constexpr (std::is_same_v<V, Vec<float>>) return _mm512_maskz_max_ps(0xffff, b, a);
-#elif defined(__AVX__)
-  if constexpr (std::is_same_v<V, Vec<float>>) return _mm256_max_ps(b, a);
-#elif defined(__SSE__)
-  if constexpr (std::is_same_v<V, Vec<float>>) return _mm_max_ps(b, a);
+  if constexpr (std::is_same_v<V, VectorOf<float, 16>::type>) {
+    return _mm512_maskz_max_ps(0xffff, b, a);
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (std::is_same_v<V, VectorOf<float, 8>::type>) return _mm256_max_ps(b, a);
+#endif
+#if defined(__SSE__)
+  if constexpr (std::is_same_v<V, VectorOf<float, 4>::type>) return _mm_max_ps(b, a);
 #endif
   return b > a ? b : a;
 }
