@@ -15,21 +15,21 @@
 namespace mbrnnt::cpu {
 namespace {
 
-// Where the diagonals stand. Loops read and write whole registers, so a row has kRowPadding columns
-// behind its last, and one before its first, from where a label's arc would come. Rows go around: a
-// diagonal shares its row with earlier ones, whose nodes end a register further left. (For an arc
-// of duration n that would come from before the first frame a loop may read a weight of the other
-// diagonal. That one is of its last n frames, from where no such arc leads either: -inf.)
+// Where the diagonals stand: T + 1 rows, and diagonals that are T + 1 apart share one. They fit, as
+// their nodes' columns are no more than T apart. So a place belongs to one node (t, u), t in 0..T.
+// Before a row's first column, and so behind the last one of the row before, is one that stays
+// empty: a label's arc would come from there to u = 0, and lead there from u = U.
+//
+// An arc of duration n that would come from before the first frame, t - n < 0, is looked up at the
+// node of t - n + T + 1. That is one of the last n frames, from where no such arc leads: -inf.
 class Diagonals {
  public:
   explicit Diagonals(Extent extent)
-      : extent_(extent),
-        rows_(std::min(Last() + 1, extent.frames + 1 + kRowPadding)),
-        width_(1 + extent.labels + 1 + kRowPadding) {}
+      : extent_(extent), rows_(extent.frames + 1), width_(1 + extent.labels + 1) {}
 
   int64_t rows() const { return rows_; }
   int64_t width() const { return width_; }
-  int64_t size() const { return rows_ * width_; }
+  int64_t size() const { return rows_ * width_ + 1; }  // 1: the last row has one behind it, too
   // That of the final node.
   int64_t Last() const { return extent_.frames + extent_.labels; }
   // The columns whose t is one of 0..T.
@@ -42,10 +42,11 @@ class Diagonals {
   int64_t rows_, width_;
 };
 
-// Enough for any utterance: planes for its arcs, alphas and, with posteriors, betas.
+// Enough for any utterance: planes for its arcs, alphas and, with posteriors, betas. Behind them
+// is what the loops read beyond the last one.
 int64_t SizeOfPlace(int64_t frames, int64_t columns, int64_t num_arcs, bool with_posteriors) {
   const Diagonals diagonals(Extent{frames, columns - 1, true});
-  return diagonals.size() * (num_arcs + (with_posteriors ? 4 : 2));
+  return diagonals.size() * (num_arcs + (with_posteriors ? 4 : 2)) + kReadBeyond;
 }
 template <typename T>
 int64_t SizeOfPlace(const LatticeStage<T>& s) {
@@ -71,7 +72,8 @@ class Utterance {
   void ReadRow(int64_t row) {
     const int64_t num_arcs = lattice_.table.size;
     const int64_t begin = row * diagonals_.width();
-    const auto fill = [&](T* plane, T x) { std::fill_n(plane + begin, diagonals_.width(), x); };
+    const int64_t end = row + 1 < num_rows() ? begin + diagonals_.width() : diagonals_.size();
+    const auto fill = [&](T* plane, T x) { std::fill(plane + begin, plane + end, x); };
     for (int a = 0; a < num_arcs; ++a) {
       fill(Arcs(a), -T(INFINITY));
       for (int64_t d = row; d < num_diagonals(); d += num_rows()) ReadArc(a, d);
@@ -98,7 +100,8 @@ class Utterance {
     if (lattice_.extent.valid) Walk</*kForward=*/false>(Betas());
   }
 
-  // In the arcs' place.
+  // In the arcs' place. Another thread may be writing what is read behind the diagonal's nodes, but
+  // that is not used.
   void WritePosteriors(int64_t d) {
     const int64_t begin = diagonals_.Begin(d), n = diagonals_.End(d) - begin;
     for (int a = 0; a < lattice_.table.size; ++a) {
@@ -162,7 +165,9 @@ class Utterance {
       for (int a = 0; a < lattice_.table.size; ++a) {
         const Arc arc = lattice_.table.arcs[a];
         const int64_t steps = Steps(arc);
-        if (steps > step) continue;  // none has its other end on a diagonal
+        // No node has it: its other ends are on no diagonal, or it is too long for the frames. (It
+        // would be looked up in the very row that is written.)
+        if (steps > std::min(step, lattice_.extent.frames)) continue;
         const int64_t tails =
             kForward ? diagonals_.At(d - steps, begin - arc.emits) : diagonals_.At(d, begin);
         const int64_t others = kForward ? tails : diagonals_.At(d + steps, begin + arc.emits);
@@ -213,14 +218,13 @@ void ComputeByParts(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
       for (int64_t task = begin; task < end; ++task) body(utterances[task / parts], task % parts);
     });
   };
-  const int64_t max_diagonals = s.batch.max_frames + s.batch.columns;
-  for_parts(max_diagonals, [](Utterance<T>& utterance, int64_t row) {
+  for_parts(s.batch.max_frames + 1, [](Utterance<T>& utterance, int64_t row) {
     if (row < utterance.num_rows()) utterance.ReadRow(row);
   });
   for_parts(2, [](Utterance<T>& utterance, int64_t direction) {
     direction == 0 ? utterance.WriteAlphas() : utterance.WriteBetas();
   });
-  for_parts(max_diagonals, [](Utterance<T>& utterance, int64_t d) {
+  for_parts(s.batch.max_frames + s.batch.columns, [](Utterance<T>& utterance, int64_t d) {
     if (d < utterance.num_diagonals()) utterance.WritePosteriors(d);
   });
   for_parts(s.batch.max_frames,

@@ -175,28 +175,28 @@ void RowGradient(const L* logits, int64_t num_classes, Real<L> shift, Real<L> fa
 
 // ---- nodes of the lattice --------------------------------------------------------
 
-// The law on a register of numbers at a time. Rows are padded by kRowPadding, so that
-// the last register may be loaded whole.
+// The law on a register of numbers at a time. The last one of a row is read and computed whole,
+// whatever stands behind the row, and stored as far as the row goes.
 
-static_assert(kVectorBytes / sizeof(float) <= kRowPadding, "rows need more padding");
+static_assert(kVectorBytes / sizeof(float) <= kReadBeyond, "more must stand behind a row");
 
 template <typename T>
 MBRNNT_HD Scaled<Vec<T>> LoadScaled(ScaledRow<T> row, int64_t i) {
   return {Load(row.mantissas + i), Load(row.exponents + i)};
 }
 template <typename T>
-MBRNNT_HD void StoreScaled(ScaledRow<T> row, int64_t i, Scaled<Vec<T>> x) {
-  Store(row.mantissas + i, x.mantissa);
-  Store(row.exponents + i, x.exponent);
+MBRNNT_HD void StoreUpTo(T* to, Vec<T> v, int64_t n) {
+  n < kLanes<T> ? StoreFirst(to, v, n) : Store(to, v);
 }
 
 template <typename T>
 void SumsOverArcs(int64_t n, int num_arcs, const ArcRow<T>* arcs, ScaledRow<T> sums) {
   for (int64_t i = 0; i < n; i += kLanes<T>) {
-    StoreScaled(sums, i, SumOverArcs<Vec<T>>(num_arcs, [&](int a) {
-                  return Multiply(LoadScaled(arcs[a].numbers, i),
-                                  FromLog(Load(arcs[a].log_probs + i)));
-                }));
+    const auto sum = SumOverArcs<Vec<T>>(num_arcs, [&](int a) {
+      return Multiply(LoadScaled(arcs[a].numbers, i), FromLog(Load(arcs[a].log_probs + i)));
+    });
+    StoreUpTo(sums.mantissas + i, sum.mantissa, n - i);
+    StoreUpTo(sums.exponents + i, sum.exponent, n - i);
   }
 }
 
@@ -207,7 +207,7 @@ void Posteriors(int64_t n, ScaledRow<T> alphas, const T* log_probs, ScaledRow<T>
                                    Constant<Vec<T>>(likelihood.exponent)};
   for (int64_t i = 0; i < n; i += kLanes<T>) {
     const Scaled<Vec<T>> arc_betas = Multiply(FromLog(Load(log_probs + i)), LoadScaled(betas, i));
-    Store(posteriors + i, Posterior(LoadScaled(alphas, i), arc_betas, likelihoods));
+    StoreUpTo(posteriors + i, Posterior(LoadScaled(alphas, i), arc_betas, likelihoods), n - i);
   }
 }
 

@@ -55,8 +55,9 @@ struct ArcRow {
   ScaledRow<T> numbers;
 };
 
-// The lattice's loops read and write rows of n numbers up to the next whole register.
-inline constexpr int64_t kRowPadding = 16;
+// The lattice's loops write rows of n numbers and nothing else, but read them up to the next whole
+// register: as many numbers at most.
+inline constexpr int64_t kReadBeyond = 16;
 
 template <typename T>
 struct LatticeLoops {

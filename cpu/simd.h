@@ -21,7 +21,9 @@
 namespace mbrnnt {
 namespace cpu::MBRNNT_ISA {
 
-#if defined(__AVX512F__)
+#if defined(MBRNNT_VECTOR_BYTES)  // Any power of two: compilers make do with what there is.
+inline constexpr int kVectorBytes = MBRNNT_VECTOR_BYTES;
+#elif defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
 #elif defined(__AVX__)
 inline constexpr int kVectorBytes = 32;
@@ -86,6 +88,22 @@ MBRNNT_HD void Store(Float16* to, Vec<float> v) {
   for (int i = 0; i < kLanes<float>; ++i) to[i] = FromReal<Float16>(numbers[i]);
 }
 
+// The first n numbers of a register, n less than all: half of them or none, then those of the
+// other half. (A masked store is no faster, and only AVX-512 has one.)
+template <typename T, typename V>
+MBRNNT_HD void StoreFirst(T* to, V v, int64_t n) {
+  constexpr int kHalf = sizeof(V) / sizeof(T) / 2;
+  if constexpr (kHalf == 1) {
+    if (n > 0) *to = v[0];
+  } else {
+    typename VectorOf<T, kHalf>::type halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    if (n < kHalf) return StoreFirst(to, halves[0], n);
+    std::memcpy(to, halves, sizeof(halves[0]));
+    StoreFirst(to + kHalf, halves[1], n - kHalf);
+  }
+}
+
 // Two registers' worth of consecutive logits, in an order of their own: for what is done
 // to each and for sums.
 template <typename T>
@@ -137,11 +155,15 @@ template <typename V>
 MBRNNT_HD V Maximum(V a, V b) {
 #if defined(__AVX512F__)
   // Without a mask GCC 12 warns of its own header.
-  if constexpr (std::is_same_v<V, Vec<float>>) return _mm512_maskz_max_ps(0xffff, b, a);
-#elif defined(__AVX__)
-  if constexpr (std::is_same_v<V, Vec<float>>) return _mm256_max_ps(b, a);
-#elif defined(__SSE__)
-  if constexpr (std::is_same_v<V, Vec<float>>) return _mm_max_ps(b, a);
+  if constexpr (std::is_same_v<V, VectorOf<float, 16>::type>) {
+    return _mm512_maskz_max_ps(0xffff, b, a);
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (std::is_same_v<V, VectorOf<float, 8>::type>) return _mm256_max_ps(b, a);
+#endif
+#if defined(__SSE__)
+  if constexpr (std::is_same_v<V, VectorOf<float, 4>::type>) return _mm_max_ps(b, a);
 #endif
   return b > a ? b : a;
 }

@@ -38,6 +38,21 @@ def test_loss_without_gradient_scores_only() -> None:
     assert called == {"arc_log_probs", "lattice_score"}
 
 
+@pytest.mark.parametrize(
+    ("num_frames", "columns", "of_a_node"),
+    [(3, 1000, 1.34), (1000, 3, 1.34), (400, 101, 1.02), (1, 1, 8.0)],
+)
+def test_workspace_of_the_cpus_lattice(num_frames: int, columns: int, of_a_node: float) -> None:
+    """One row and one column more than there are nodes, in a plane for each arc and four others."""
+    for num_arcs in (2, 5, 32):
+        planes = num_arcs + 4
+        numbers = _ffi.MODULES["cpu"].lattice_numbers_per_utterance(
+            num_frames, columns, num_arcs, True
+        )
+        assert numbers <= (num_frames + 1) * (columns + 1) * planes + planes + 18
+        assert numbers <= of_a_node * num_frames * columns * planes
+
+
 def test_tpu_gets_the_twin() -> None:
     assert "jax_mbrnnt" not in lowered("tpu")
     assert "while" in lowered("tpu")

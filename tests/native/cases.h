@@ -26,10 +26,9 @@ inline int64_t RandomInt(int64_t low, int64_t high) {
 template <typename Room, typename L>
 struct Case {
   using T = Real<L>;
-  int64_t batch = RandomInt(0, 4), frames = RandomInt(0, 7);
-  // Now and then far more labels than frames: anti-diagonals that share a row of memory are then
-  // in use side by side.
-  int64_t columns = RandomInt(0, 19) == 0 ? RandomInt(25, 60) : RandomInt(1, 5);
+  // Now and then many: anti-diagonals of several SIMD registers, or many that share a row.
+  int64_t batch = RandomInt(0, 4), frames = RandomInt(0, 19) ? RandomInt(0, 7) : RandomInt(25, 60);
+  int64_t columns = RandomInt(0, 9) ? RandomInt(1, 5) : RandomInt(25, 60);
   int64_t num_classes = RandomInt(5, 40);
   ArcClasses classes{4, {kNextLabel, 4, 3, 2}};
   ArcTable table{4, {{0, 1}, {1, 0}, {3, 0}, {2, 0}}};
