@@ -100,8 +100,7 @@ class Utterance {
     if (lattice_.extent.valid) Walk</*kForward=*/false>(Betas());
   }
 
-  // In the arcs' place. Another thread may be writing what is read behind the diagonal's nodes, but
-  // that is not used.
+  // In the arcs' place.
   void WritePosteriors(int64_t d) {
     const int64_t begin = diagonals_.Begin(d), n = diagonals_.End(d) - begin;
     for (int a = 0; a < lattice_.table.size; ++a) {

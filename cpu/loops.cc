@@ -206,7 +206,9 @@ void Posteriors(int64_t n, ScaledRow<T> alphas, const T* log_probs, ScaledRow<T>
   const Scaled<Vec<T>> likelihoods{Constant<Vec<T>>(likelihood.mantissa),
                                    Constant<Vec<T>>(likelihood.exponent)};
   for (int64_t i = 0; i < n; i += kLanes<T>) {
-    const Scaled<Vec<T>> arc_betas = Multiply(FromLog(Load(log_probs + i)), LoadScaled(betas, i));
+    // Unlike alphas and betas these are being written elsewhere.
+    const Vec<T> x = n - i < kLanes<T> ? LoadFirst(log_probs + i, n - i) : Load(log_probs + i);
+    const Scaled<Vec<T>> arc_betas = Multiply(FromLog(x), LoadScaled(betas, i));
     StoreUpTo(posteriors + i, Posterior(LoadScaled(alphas, i), arc_betas, likelihoods), n - i);
   }
 }

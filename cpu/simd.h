@@ -50,6 +50,16 @@ MBRNNT_HD V LoadBits(const X* from) {
   return v;
 }
 
+// Integers of a number's size; 0, 1, 2 and so on.
+template <typename T>
+using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+template <typename T>
+MBRNNT_HD auto Indices() {
+  Like<Index<T>, T> indices;
+  for (int i = 0; i < kLanes<T>; ++i) indices[i] = i;
+  return indices;
+}
+
 // ---- logits ------------------------------------------------------------------
 
 MBRNNT_HD Vec<float> Load(const float* from) { return LoadBits<Vec<float>>(from); }
@@ -104,6 +114,25 @@ MBRNNT_HD void StoreFirst(T* to, V v, int64_t n) {
   }
 }
 
+// As many again: what stands behind them is not touched, since another thread may be writing it. (By
+// masked loads, which are as fast as whole ones: putting a register together in memory is not.)
+template <typename T>
+MBRNNT_HD Vec<T> LoadFirst(const T* from, int64_t n) {
+#if defined(__AVX512F__) && !defined(MBRNNT_VECTOR_BYTES)
+  const auto mask = static_cast<uint16_t>((1u << n) - 1);
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_loadu_ps(mask, from);
+  if constexpr (sizeof(T) == 8) return _mm512_maskz_loadu_pd(mask, from);
+#elif defined(__AVX2__) && !defined(MBRNNT_VECTOR_BYTES)
+  const auto mask = BitCast<__m256i>(Indices<T>() < static_cast<Index<T>>(n));
+  if constexpr (sizeof(T) == 4) return _mm256_maskload_ps(from, mask);
+  if constexpr (sizeof(T) == 8) return _mm256_maskload_pd(from, mask);
+#else
+  Vec<T> v = {};
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = i < n ? from[i] : T(0);
+  return v;
+#endif
+}
+
 // Two registers' worth of consecutive logits, in an order of their own: for what is done
 // to each and for sums.
 template <typename T>
@@ -140,14 +169,6 @@ MBRNNT_HD void StorePair(BFloat16* to, Pair<float> pair) {
 }
 
 // ---- elements ----------------------------------------------------------------
-
-// 0, 1, 2 and so on, as integers of T's size.
-template <typename T>
-MBRNNT_HD auto Indices() {
-  Like<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>, T> indices;
-  for (int i = 0; i < kLanes<T>; ++i) indices[i] = i;
-  return indices;
-}
 
 // b where it is larger, else a: so b's NaN is dropped. The processor has this as one
 // instruction, which compilers do not find behind a comparison of registers.
