@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from jax_mbrnnt._mesh import zeros_of_batch
 from jax_mbrnnt._spec import as_integer
 
 Implementation = Literal["ffi", "xla"] | None
@@ -42,8 +43,7 @@ class Utterances(NamedTuple):
         of `like` are, if they are not. The shape ends with T, U+1 and one more axis.
         """
         *_, num_frames, columns, _ = shape
-        core = tuple(range(num_batch, like.ndim))
-        of_each = jnp.zeros_like(jnp.sum(like, axis=core), dtype=jnp.int32)
+        of_each = zeros_of_batch(like, num_batch, jnp.int32)
 
         def lengths(given: Any, full: int) -> jax.Array:
             return of_each + (full if given is None else widened(given))

@@ -215,6 +215,14 @@ def _lattice_posteriors(arc_log_probs, utterances, *, arcs, implementation):
     return _stages(implementation).lattice(arc_log_probs, *lengths, arcs=arcs)[1]
 
 
+@functools.partial(jax.jit, static_argnames=("options", "implementation"))
+def _posteriors(logits, utterances, *, options, implementation):
+    logits, *utterances = _operands(logits, utterances, options)
+    arc_log_probs = _arc_log_probs(logits, *utterances, options, implementation)
+    _, *lengths = utterances
+    return _stages(implementation).lattice(arc_log_probs, *lengths, arcs=options.arcs)[1]
+
+
 # ---- public --------------------------------------------------------------------------------
 
 
@@ -359,14 +367,8 @@ class MultiblankRNNT(Options):
 
         The operands are those of `multiblank_rnnt_loss`; see `arc_posteriors`.
         """
-        arc_log_probs = self.arc_log_probs(logits, labels, logit_lengths, label_lengths)
-        return arc_posteriors(
-            arc_log_probs,
-            logit_lengths,
-            label_lengths,
-            arcs=self.arcs,
-            implementation=self.implementation,
-        )
+        operands = self._operands(logits, labels, logit_lengths, label_lengths)
+        return _posteriors(*operands, **self._static)
 
 
 def multiblank_rnnt_loss(

@@ -43,6 +43,15 @@ def zeros_like(x: jax.Array, dtype: Any = None) -> jax.Array:
     return zeros
 
 
+def zeros_of_batch(x: jax.Array, num_batch: int, dtype: Any) -> jax.Array:
+    """Zeros `[batch_dims...]` that are sharded and vary as `x` `[batch_dims..., ...]` does.
+
+    Sums of nothing: those of `x` might be NaN, which JAX's debugging looks for.
+    """
+    nothing = jax.lax.slice_in_dim(x, 0, 0, axis=num_batch)
+    return jnp.sum(nothing, axis=tuple(range(num_batch, x.ndim))).astype(dtype)
+
+
 def on_each_device(
     function: Callable[..., Sequence[jax.Array]], num_batch: int, *operands: jax.Array
 ) -> Sequence[jax.Array]:

@@ -20,16 +20,20 @@ def trace(function: Callable[..., Any], *operands: Any) -> tuple[Any, Any]:
 def run(function: Callable[..., Any], *operands: Any) -> Any:
     """`function(*operands)`, compiled as one program.
 
-    All arrays that the function reads are operands of the program, those that it closes over as
-    well: a caller may differentiate by them, and nothing holds them, or the function, afterwards.
+    All arrays of JAX that the function reads are operands of the program, those that it closes over
+    as well: a caller may differentiate by them, and nothing holds them, or the function, afterwards.
     """
     if jax.config.jax_disable_jit:
         return function(*operands)
     closed, shapes = trace(function, *operands)
     jaxpr, structure = closed.jaxpr, jax.tree.structure(shapes)
+    arrays = [x if isinstance(x, jax.Array) else None for x in closed.consts]
+    # The program's own, as JAX has it: small tables, which need no transfer of their own.
+    of_numpy = [None if isinstance(x, jax.Array) else x for x in closed.consts]
 
-    def program(consts: Any, operands: Any) -> Any:
+    def program(arrays: Any, operands: Any) -> Any:
+        consts = [x if y is None else y for x, y in zip(arrays, of_numpy, strict=True)]
         results = jax.core.eval_jaxpr(jaxpr, consts, *jax.tree.leaves(operands))
         return jax.tree.unflatten(structure, results)
 
-    return jax.jit(program)(closed.consts, operands)
+    return jax.jit(program)(arrays, operands)

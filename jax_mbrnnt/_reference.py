@@ -11,6 +11,7 @@ Each stage is a function of arrays `[batch_dims..., T, U+1, ...]`; lengths are i
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_mbrnnt._mesh import unify_varying, zeros_like
+from jax_mbrnnt._mesh import unify_varying, zeros_of_batch
 from jax_mbrnnt._spec import NEXT_LABEL, Arc, Options
 
 Arcs = tuple[Arc, ...]
@@ -211,12 +212,34 @@ def _by_head(plane: jax.Array, arc: Arc, diagonals: int) -> jax.Array:
     return jnp.moveaxis(sheared.reshape(*batch, columns, diagonals), -1, 0)
 
 
-def _log_sum(terms: jax.Array) -> jax.Array:
+class _Log(NamedTuple):
+    """A logarithm in two numbers: an integer, which has no derivative, and what is left of it.
+
+    Sums of integers are exact in floating point, so the digits that the posteriors need are not
+    lost to the logarithm's size.
+    """
+
+    whole: jax.Array
+    rest: jax.Array
+
+    @classmethod
+    def of(cls, x: jax.Array) -> _Log:
+        whole = jax.lax.stop_gradient(jnp.where(jnp.isfinite(x), jnp.round(x), 0))
+        return cls(whole, x - whole)
+
+    def __add__(self, other: _Log) -> _Log:
+        return _Log(self.whole + other.whole, self.rest + other.rest)
+
+
+def _log_sum(terms: _Log) -> _Log:
     """log-sum-exp over the first axis whose derivative is finite also where all are -inf."""
-    maximum = jax.lax.stop_gradient(jnp.max(terms, axis=0))
-    shift = jnp.where(jnp.isfinite(maximum), maximum, 0)
-    total = jnp.sum(jnp.exp(terms - shift[None]), axis=0)
-    return jnp.where(total == 0, -jnp.inf, shift + jnp.log(jnp.where(total == 0, 1, total)))
+    there = jax.lax.stop_gradient(terms.rest) != -jnp.inf
+    most = jnp.max(jnp.where(there, terms.whole, -jnp.inf), axis=0)
+    most = jnp.where(most == -jnp.inf, 0, most)
+    below = jnp.where(there, terms.whole - most[None], 0)
+    total = jnp.sum(jnp.exp(terms.rest + below), axis=0)
+    log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
+    return _Log(most, jnp.zeros_like(most)) + _Log.of(log_total)
 
 
 def _is_lost(log_probs: jax.Array) -> jax.Array:
@@ -227,12 +250,7 @@ def _is_lost(log_probs: jax.Array) -> jax.Array:
 def _log_likelihoods(
     arc_log_probs: jax.Array, logit_lengths: jax.Array, label_lengths: jax.Array, arcs: Arcs
 ) -> jax.Array:
-    """The alphas at the final node, by a scan over the anti-diagonals n = t + u.
-
-    The alphas are kept relative to an integer offset that follows them: sums of integers are
-    exact in floating point, so the digits that the posteriors need are not lost to the size
-    of the log-likelihood.
-    """
+    """The alphas at the final node, by a scan over the anti-diagonals n = t + u."""
     *batch, num_frames, columns, _ = arc_log_probs.shape
     dtype = arc_log_probs.dtype
     # An arc that would reach beyond the padded frames is never there.
@@ -251,37 +269,38 @@ def _log_likelihoods(
     # Something of every operand, so that the loop's state varies over the mesh as they do and
     # is sharded as they are.
     zero = jnp.where(jnp.any(exists, axis=(-3, -2, -1)), 0, 0).astype(dtype)
-    zero = zero + jnp.zeros_like(jnp.sum(arc_log_probs, axis=(-3, -2, -1)))
+    zero = zero + zeros_of_batch(arc_log_probs, len(batch), dtype)
     (u,) = _iotas(len(batch), columns)
     # recent[k] holds the alphas of diagonal n - 1 - k. Before the first one: nothing, but
     # for the start node (0, 0), which enters diagonal 0 as if by an arc of weight 1.
-    recent = jnp.full((reach, *batch, columns), -jnp.inf, dtype) + zero[None, ..., None]
-    start = jnp.where(u == 0, 0, -jnp.inf).astype(dtype) + zero[..., None]
+    zeros = zero[..., None] + jnp.zeros((*batch, columns), dtype)
+    nothing = _Log(zeros, zeros - jnp.inf)
+    recent = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (reach, *x.shape)), nothing)
+    start = nothing._replace(rest=jnp.where(u == 0, zeros, -jnp.inf))
     at_end = logit_lengths + label_lengths
 
+    def to_the_right(x: jax.Array, edge: float) -> jax.Array:
+        return jnp.concatenate([jnp.full_like(x[..., :1], edge), x[..., :-1]], -1)
+
     def step(carry, inputs):
-        recent, offset, log_likelihood = carry
+        recent, log_likelihood = carry
         n, weights_n = inputs
-        terms = [jnp.where(n == 0, start, -jnp.inf)]
+        terms = [start._replace(rest=jnp.where(n == 0, start.rest, -jnp.inf))]
         for i, (_, arc) in enumerate(present):
-            tail = recent[arc.duration + arc.emits - 1]
+            tail = jax.tree.map(operator.itemgetter(arc.duration + arc.emits - 1), recent)
             if arc.emits:
-                tail = jnp.concatenate([jnp.full_like(tail[..., :1], -jnp.inf), tail[..., :-1]], -1)
-            terms.append(tail + weights_n[i])
-        alphas = _log_sum(jnp.stack(terms))
+                tail = _Log(to_the_right(tail.whole, 0), to_the_right(tail.rest, -jnp.inf))
+            terms.append(tail + _Log.of(weights_n[i]))
+        alphas = _log_sum(jax.tree.map(lambda *x: jnp.stack(x), *terms))
 
-        final = jnp.take_along_axis(alphas, jnp.clip(label_lengths, 0)[..., None], axis=-1)[..., 0]
-        log_likelihood = jnp.where(n == at_end, final + offset, log_likelihood)
+        last = jnp.clip(label_lengths, 0)[..., None]
+        final = (jnp.take_along_axis(x, last, axis=-1)[..., 0] for x in alphas)
+        log_likelihood = jnp.where(n == at_end, sum(final), log_likelihood)
+        recent = jax.tree.map(lambda x, r: jnp.concatenate([x[None], r[:-1]]), alphas, recent)
+        return (recent, log_likelihood), None
 
-        # Of all diagonals that an arc may still leave: the newest alone may be nearly dead.
-        recent = jnp.concatenate([alphas[None], recent[:-1]])
-        maximum = jax.lax.stop_gradient(jnp.max(recent, axis=(0, -1)))
-        center = jnp.where(jnp.isfinite(maximum), jnp.round(maximum), 0)
-        recent = recent - center[None, ..., None]
-        return (recent, offset + center, log_likelihood), None
-
-    carry = (recent, zero, zero - jnp.inf)
-    (_, _, log_likelihood), _ = jax.lax.scan(step, carry, (_iota(diagonals), steps))
+    carry = (recent, zero - jnp.inf)
+    (_, log_likelihood), _ = jax.lax.scan(step, carry, (_iota(diagonals), steps))
     return log_likelihood
 
 
@@ -447,7 +466,7 @@ def nothing_but_a_tangent(
     logits, labels, logit_lengths, label_lengths, log_normalizers, posteriors, options
 ):
     """0 for every utterance, and the losses' derivative by logits that are not all of them."""
-    return zeros_like(jnp.sum(posteriors, axis=(-3, -2, -1)))
+    return zeros_of_batch(posteriors, posteriors.ndim - 3, posteriors.dtype)
 
 
 @nothing_but_a_tangent.defjvp

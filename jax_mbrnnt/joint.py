@@ -73,18 +73,19 @@ class _Chunks:
         cut = functools.partial(self.cut, start=start, axis=axis)
         return operands._replace(encoded=jax.tree.map(cut, operands.encoded))
 
-    def within(self, utterances: Utterances, start: jax.Array) -> Utterances:
-        """The utterances as the chunk sees them; lengths out of range stay so."""
-        lengths = jnp.clip(utterances.logit_lengths - start, 0, self.chunk_frames)
+    def within(
+        self, utterances: Utterances, start: int | jax.Array, frames: int | None = None
+    ) -> Utterances:
+        """The utterances as a chunk (or `frames`) sees them; lengths out of range stay so."""
+        most = self.chunk_frames if frames is None else frames
+        lengths = jnp.clip(utterances.logit_lengths - start, 0, most)
         lengths = jnp.where(_are_valid(utterances, self), lengths, -1)
         return utterances._replace(logit_lengths=lengths)
 
     def logits(self, chunk: Operands, filler: Any, utterances: Utterances) -> jax.Array:
         """The joint's logits of frames that were cut, with the utterances `within` them."""
-        lengths = jnp.expand_dims(utterances.logit_lengths, -1)
-        frames = _iota_along(lengths, self.chunk_frames)
-        encoded = _without_padding(chunk.encoded, filler, (frames < lengths) | (lengths < 0))
-        return self.joint(chunk._replace(encoded=encoded))
+        frames = self.chunk_frames
+        return self.joint(_without_padded_frames(chunk, filler, utterances, frames))
 
     def zeros(self, utterances: Utterances, *core_shape: int) -> jax.Array:
         """Numbers of every utterance: they vary over a mesh and are sharded as the lengths."""
@@ -297,12 +298,14 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
     def map_chunks(function, floats, *others):
         """`function(start, logits, inside, *others)` of every chunk; its logits are not kept."""
         operands = _merge(floats, fixed.operands)
+        everything = chunks.within(utterances, 0, chunks.num_frames)
+        operands = _without_padded_frames(operands, fixed.filler, everything, chunks.num_frames)
 
         @jax.checkpoint
         def step(_, chunk):
             start, encoded, *others = chunk
             inside = chunks.within(utterances, start)
-            logits = chunks.logits(operands._replace(encoded=encoded), fixed.filler, inside)
+            logits = chunks.joint(operands._replace(encoded=encoded))
             return None, function(start, logits, inside, *others)
 
         xs = jax.tree.map(stack, (operands.encoded, *others))
@@ -380,6 +383,15 @@ def _without_padding(tree: Any, filler: Any, inside: jax.Array) -> Any:
         return jnp.where(jnp.expand_dims(inside, range(inside.ndim, x.ndim)), x, filler)
 
     return jax.tree.map(fill, tree, filler)
+
+
+def _without_padded_frames(
+    operands: Operands, filler: Any, utterances: Utterances, num_frames: int
+) -> Operands:
+    """A length out of range leaves everything as it is."""
+    lengths = jnp.expand_dims(utterances.logit_lengths, -1)
+    inside = (_iota_along(lengths, num_frames) < lengths) | (lengths < 0)
+    return operands._replace(encoded=_without_padding(operands.encoded, filler, inside))
 
 
 def _hoisted(

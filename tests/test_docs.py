@@ -3,13 +3,22 @@
 import doctest
 import pathlib
 import re
+from collections.abc import Iterator
 
+import jax
 import pytest
 
 import jax_mbrnnt
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.fixture(autouse=True)
+def as_its_reader_writes() -> Iterator[None]:
+    """`hidden @ kernel + bias`: the examples run as they would by JAX's defaults."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.mark.parametrize("name", jax_mbrnnt.__all__)

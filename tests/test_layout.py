@@ -17,7 +17,7 @@ MODULES: dict[str, set[str]] = {
     "_reference": {"_mesh", "_spec"},
     "_ffi": {"_cpu", "_cuda"},
     "_primitives": {"_ffi", "_mesh", "_reference", "_spec"},
-    "_checks": {"_spec"},
+    "_checks": {"_mesh", "_spec"},
     "_program": set(),
     "joint": {"_checks", "_mesh", "_primitives", "_program", "_reference", "_spec"},
     "_loss": {"_checks", "_mesh", "_primitives", "_reference", "_spec", "joint"},
