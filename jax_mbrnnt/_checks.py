@@ -87,6 +87,15 @@ def check_implementation(implementation: str | None) -> None:
         )
 
 
+def check_known_sizes(name: str, shape: Sequence[Any], sizes: Sequence[Any]) -> None:
+    """`ValueError` for a symbol of jax.export among the sizes of axes that are no batch dims."""
+    if not all(isinstance(size, int) for size in sizes):
+        raise ValueError(
+            f"{name}: expected numbers for all sizes but those of batch dims, got shape {shape}; "
+            "only the latter may be symbols of jax.export: export a program for each padded size"
+        )
+
+
 def check_nodes(name: str, x: ArrayLike, dtypes: tuple[str, ...], last_axis: str) -> jax.Array:
     """The floating-point operand `[batch_dims..., T, U+1, last_axis]`."""
     x = as_array(x)
@@ -95,6 +104,7 @@ def check_nodes(name: str, x: ArrayLike, dtypes: tuple[str, ...], last_axis: str
     expected = f"{name}: expected shape [batch_dims..., T, U+1, {last_axis}]"
     if x.ndim < 3:
         raise ValueError(f"{expected}, got {x.shape}")
+    check_known_sizes(name, x.shape, x.shape[-3:])
     if x.shape[-2] < 1 or x.shape[-1] < 1:
         raise ValueError(f"{expected} with U+1 and {last_axis} at least 1, got {x.shape}")
     return x
@@ -155,7 +165,7 @@ def check_lengths(
             f"{name}: expected shape {shape}{match}, got {lengths.shape}{paddings}"
         )
     known = _known(lengths)
-    if known and isinstance(full, int):  # not a symbol of jax.export
+    if known:
         _raise_if_bad(_length_rule(name, *known, full, np))
     return _without_wrapping(lengths)
 
@@ -185,7 +195,7 @@ def check_utterances(
         check_lengths("label_lengths", label_lengths, batch_dims, columns - 1, match),
     )
     known = _known(labels, utterances.label_lengths)
-    if labels is not None and known and isinstance(num_classes, int):
+    if labels is not None and known:
         for rule in _label_rules(*known, num_classes, blanks, np):
             _raise_if_bad(rule)
     return utterances._replace(labels=_without_wrapping(labels))

@@ -142,6 +142,7 @@ def greedy_decode(
         hint = "; a batch of one utterance is encoded[None]" if encoded.ndim == 2 else ""
         raise ValueError(f"encoded: expected shape [B, T, H...], got {encoded.shape}{hint}")
     batch, frames = encoded.shape[:2]
+    _checks.check_known_sizes("encoded", encoded.shape, encoded.shape[1:])
     lengths = _checks.check_lengths("logit_lengths", logit_lengths, (batch,), frames)
     max_symbols_per_frame = as_integer("max_symbols_per_frame", max_symbols_per_frame)
     if max_symbols_per_frame < 1:

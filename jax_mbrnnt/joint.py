@@ -513,10 +513,13 @@ def joint_losses(
 ) -> jax.Array:
     """Checks everything and computes the losses: see `multiblank_rnnt_joint_loss`."""
     _checks.check_joint(joint)
-    *batch, num_labels = _checks.check_labels_alone(labels)
+    labels_shape = _checks.check_labels_alone(labels)
+    *batch, num_labels = labels_shape
     batch_dims, axis, columns = tuple(batch), len(batch), num_labels + 1
     encoded, num_frames = _checks.check_joint_operand("encoded", encoded, batch_dims, None, "T")
     predicted, _ = _checks.check_joint_operand("predicted", predicted, batch_dims, columns, "U+1")
+    _checks.check_known_sizes("encoded", (*batch_dims, num_frames), [num_frames])
+    _checks.check_known_sizes("labels", labels_shape, [num_labels])
     operands = Operands(params, encoded, predicted)
 
     one_frame = _of_one_frame(joint, operands, axis)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 from cases import (
     Array,
@@ -22,7 +23,13 @@ from cases import (
     valid_cells,
 )
 from enumeration import transducers
-from jax_mbrnnt import lattice_loss, multiblank_rnnt_loss, rnnt_arcs
+from jax_mbrnnt import (
+    checked_multiblank_rnnt_loss,
+    lattice_loss,
+    multiblank_rnnt_loss,
+    rnnt_arcs,
+    rnnt_loss,
+)
 
 B, T, U, V = 3, 4, 2, 6
 OPTIONS: dict[str, Any] = {"big_blank_durations": (2,), "sigma": 0.05, "fastemit_lambda": 0.01}
@@ -338,6 +345,15 @@ def test_labels_without_frames_are_impossible(case: Case, implementation: Implem
     assert_impossible(case, implementation)
 
 
+def test_labels_out_of_range_without_frames_are_impossible(
+    case: Case, implementation: Implementation
+) -> None:
+    """No arc reads them, since there is no node: as impossible as any labels."""
+    case.logit_lengths[SICK] = 0
+    case.labels[SICK, 0] = V + 1
+    assert_impossible(case, implementation)
+
+
 @pytest.mark.parametrize(("U", "expected"), [(0, 0.0), (2, np.inf)])
 def test_no_frames_at_all(U: int, expected: float, implementation: Implementation) -> None:
     case = random_case(32, (2,), 0, U, V, ragged=False)
@@ -386,14 +402,6 @@ def test_64_bit_labels_and_lengths_do_not_wrap(case: Case, implementation: Imple
         assert_poisoned(wide._replace(**{operand: wrapped}), case, implementation, region)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32"])
-def test_any_integers_will_do(case: Case, dtype: str, implementation: Implementation) -> None:
-    narrow = Case(case.logits, *(operand.astype(dtype) for operand in case[1:]))
-    losses = multiblank_rnnt_loss(*narrow, **OPTIONS, implementation=implementation)
-    expected = multiblank_rnnt_loss(*case, **OPTIONS, implementation=implementation)
-    np.testing.assert_array_equal(losses, expected)
-
-
 def test_unsigned_labels_out_of_range(case: Case, implementation: Implementation) -> None:
     sick = case._replace(labels=case.labels.astype(np.uint32))
     sick.labels[SICK, 0] = 2**32 - 1
@@ -404,10 +412,28 @@ def test_unsigned_labels_out_of_range(case: Case, implementation: Implementation
 # Classes.
 
 
-def test_label_that_is_a_blank(case: Case, implementation: Implementation) -> None:
-    """The posteriors of a class's arcs add."""
-    case.labels[0] = [V - 1, V - 2]
-    assert_as_enumerated(case, implementation)
+@pytest.mark.parametrize("label", [V - 1, V - 2])
+def test_label_that_is_a_blank(case: Case, label: int, implementation: Implementation) -> None:
+    """The standard blank or a big one: as good as a label out of range, in padding as well."""
+    sick = case._replace(labels=case.labels.copy())
+    sick.labels[SICK, 0] = label
+    assert_poisoned(sick, case, implementation, valid_cells(case)[SICK])
+    behind = case._replace(labels=case.labels.copy())
+    behind.labels[np.arange(U) >= case.label_lengths[:, None]] = label
+    for a, b in zip(evaluate(behind, implementation), evaluate(case, implementation), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_vocabulary_with_the_blank_first(implementation: Implementation) -> None:
+    """With the default `blank_id` its last label is a blank: no finite loss for days of training."""
+    logits, labels = np.zeros((1, 4, 3, 6)), np.array([[1, 5]])
+    with pytest.raises(ValueError, match=r"labels\[0, 1\]: expected none of .* \(5,\), got 5"):
+        rnnt_loss(logits, labels, implementation=implementation)
+    assert np.isnan(compiled("score_forward", implementation=implementation)(logits, labels))
+    assert np.all(np.isfinite(rnnt_loss(logits, labels, blank_id=0, implementation=implementation)))
+    loss = jax.jit(checkify.checkify(checked_multiblank_rnnt_loss))
+    error, _ = loss(logits, labels)
+    assert "labels[0, 1]: expected none of the blanks' classes (5,), got 5" in error.get()
 
 
 # Sizes and magnitudes.
@@ -503,3 +529,13 @@ def test_finite_mask_in_a_long_utterance(mask: float, implementation: Implementa
 def test_huge_logits(case: Case, implementation: Implementation) -> None:
     huge = case._replace(logits=1e4 * case.logits)
     assert_as_enumerated(huge, implementation)
+
+
+def test_lambda_of_minus_one(case: Case, implementation: Implementation) -> None:
+    """Labels weigh nothing: every loss is 0, but those that are none stay."""
+    case.logits[0] = -np.inf
+    case.logits[SICK, 0, 0, 0] = np.nan
+    losses, gradients = evaluate(case, implementation, fastemit_lambda=-1.0)
+    np.testing.assert_array_equal(losses, [np.inf, np.nan, 0.0])
+    assert np.all(gradients[0] == 0)
+    assert np.all(np.isfinite(gradients[2]))

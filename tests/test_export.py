@@ -87,6 +87,17 @@ def test_export_of_any_batch_size(platforms: tuple[str, ...]) -> None:
         assert_right(program.call(*case), case)
 
 
+@pytest.mark.parametrize("shape", ["b, t, 5, 8", "b, 6, u, 8", "b, 6, 5, v"])
+@pytest.mark.parametrize("implementation", ["ffi", "xla"])
+def test_only_batch_dims_may_be_symbols(shape: str, implementation: Implementation) -> None:
+    sizes = export.symbolic_shape(shape)
+    labels = jax.ShapeDtypeStruct((sizes[0], sizes[2] - 1), jnp.int32)
+    logits = jax.ShapeDtypeStruct(sizes, jnp.float32)
+    step = jax.jit(MultiblankRNNT(implementation=implementation))
+    with pytest.raises(ValueError, match="logits: expected numbers for all sizes but those of ba"):
+        export.export(step, disabled_checks=ALLOWED)(logits, labels)
+
+
 @pytest.mark.parametrize("batch", [3, "batch"])
 def test_export_through_bytes(batch: Any) -> None:
     pytest.importorskip("flatbuffers")
