@@ -283,6 +283,11 @@ def _check_functions(
     def first_step(encoded: jax.Array, state: PyTree) -> tuple[jax.Array, tuple, tuple]:
         place = jnp.zeros((batch,), jnp.int32)
         first = predict(place, state)
+        given, got = map(jax.tree.structure, (state, first[1]))
+        if given != got:
+            raise ValueError(
+                f"predict: expected a state of initial_state's structure {given}, got {got}"
+            )
         return joint(_at(encoded, place), first[0]), first, predict(place, first[1])
 
     logits, first, second = jax.eval_shape(first_step, encoded, initial_state)

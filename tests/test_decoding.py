@@ -516,3 +516,131 @@ def test_errors_in_the_functions() -> None:
         run(jnp.zeros((2, 3), jnp.int32), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"batch dimension 2, got an array of shape \(1, 4\)"):
         run(jnp.zeros((2, 3)), jnp.zeros((1, 4)))
+
+
+def test_one_utterance_without_a_batch() -> None:
+    with pytest.raises(ValueError, match=r"encoded: expected shape \[B, T, H...\], got \(5, 6\); a "):
+        decode(make_model(14, batch=2, frames=5), encoded=np.ones((5, 6), np.float32))
+
+
+WRONG_OPTIONS: dict[str, tuple[Any, type, str]] = {
+    "max_symbols_per_frame": (2.5, TypeError, "expected an integer, got 2.5"),
+    "max_labels": (2.5, TypeError, "expected an integer, got 2.5"),
+    "start_label": (2.5, TypeError, "expected an integer, got 2.5"),
+    "blank_id": (2.5, TypeError, "expected an integer, got 2.5"),
+}
+
+
+def decode_concretely(**options: Any) -> GreedyDecoding:
+    return greedy_decode(
+        lambda frame, _: frame,
+        lambda labels, state: ((), state),
+        jnp.zeros((2, 5, 6), jnp.float32),
+        **{"initial_state": (), **options},
+    )
+
+
+@pytest.mark.parametrize("name", WRONG_OPTIONS)
+def test_options_of_another_type(name: str) -> None:
+    value, error, message = WRONG_OPTIONS[name]
+    with pytest.raises(error, match=f"{name}: {message}"):
+        decode_concretely(**{name: value})
+
+
+@pytest.mark.parametrize("start_label", [-1, 6, 2**40])
+def test_start_label_out_of_range(start_label: int) -> None:
+    with pytest.raises(ValueError, match=rf"start_label: .*\[0, 6\) .*, got {start_label}"):
+        decode_concretely(start_label=start_label)
+
+
+def test_buffers_of_more_labels_than_can_be_counted() -> None:
+    with pytest.raises(ValueError, match=r"max_labels: expected at most 2147483647, got 5\d+"):
+        decode_concretely(max_symbols_per_frame=10**9)
+    found = decode_concretely(max_symbols_per_frame=2**40, max_labels=3, blank_id=5)
+    assert found.label_lengths.tolist() == [3, 3]  # class 0 at frame 0, again and again
+
+
+@pytest.mark.parametrize("durations", [(2**31 - 1,), (2, 2**31 - 1), (2**31 - 2, 2**30)])
+@pytest.mark.parametrize("frames", [1, 2, 300])
+def test_the_longest_blanks_end_the_utterance(durations: tuple[int, ...], frames: int) -> None:
+    """A sum of frames that overflows would go back, and round and round."""
+    classes = 2 + len(durations)
+    for big in range(1, classes - 1):
+        logits = np.zeros((1, frames, classes), np.float32)
+        logits[:, 0, classes - 1] = 1  # the standard blank
+        logits[:, 1:, big] = 1
+        found = greedy_decode(
+            lambda frame, _: frame,
+            lambda labels, state: ((), state),
+            logits,
+            initial_state=(),
+            big_blank_durations=durations,
+        )
+        duration = durations[classes - 2 - big]
+        assert found.joint_evaluations.tolist() == [1 + -(-(frames - 1) // duration)]
+        assert found.label_lengths.tolist() == [0]
+
+
+@pytest.mark.parametrize("offset", [-1e6, 1e6])
+def test_log_probs_of_any_offset(offset: float) -> None:
+    found = decode_concretely()
+    shifted = greedy_decode(
+        lambda frame, _: frame + offset,
+        lambda labels, state: ((), state),
+        jnp.zeros((2, 5, 6), jnp.float32),
+        initial_state=(),
+    )
+    np.testing.assert_array_equal(shifted.log_probs, found.log_probs)
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    return jnp.concatenate([x, x], axis=1)
+
+
+# What predict makes of a state `{"x": [2, 3]}`: its prediction, the next state.
+CHANGES: dict[str, tuple[Any, str]] = {
+    "structure": (
+        lambda state: (state["x"], {**state, "y": state["x"]}),
+        r"a state of initial_state's structure .*'x'.*, got .*'x'.*'y'",
+    ),
+    "shape": (
+        lambda state: (state["x"][:, :1], {"x": doubled(state["x"])}),
+        r"a state of the same structure, .*\[2, 6\].* at the first and .*\[2, 12\].* at the second",
+    ),
+    "prediction": (
+        lambda state: (state["x"], {"x": doubled(state["x"])}),
+        r"a prediction of the same structure, .*\[2, 3\] at the first and .*\[2, 6\] at the second",
+    ),
+    "batch": (
+        lambda state: (jnp.zeros((2, 1)), {"x": doubled(state["x"]).T}),
+        r"the batch dimension 2, got an array of shape \(6, 2\) in the state",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_predictions_and_states_that_change(what: str) -> None:
+    change, message = CHANGES[what]
+    with pytest.raises(ValueError, match=f"predict: expected .*{message}"):
+        greedy_decode(
+            lambda frame, _: frame,
+            lambda labels, state: change(state),
+            jnp.zeros((2, 5, 6), jnp.float32),
+            initial_state={"x": jnp.zeros((2, 3), jnp.float32)},
+        )
+
+
+def test_a_state_may_settle_at_the_first_call() -> None:
+    """Zeros in float32 for a network in bfloat16, say."""
+
+    def predict(labels: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+        prediction = jnp.sum(state, axis=1, keepdims=True).astype(jnp.float32)
+        return prediction, state.astype(jnp.bfloat16)
+
+    found = greedy_decode(
+        lambda frame, prediction: frame + prediction,
+        predict,
+        jnp.zeros((2, 5, 6), jnp.float32),
+        initial_state=jnp.zeros((2, 3), jnp.float32),
+    )
+    assert found.label_lengths.tolist() == [50, 50]

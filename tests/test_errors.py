@@ -21,6 +21,7 @@ from jax_mbrnnt import (
     multiblank_rnnt_loss,
     rnnt_arcs,
     rnnt_loss,
+    tdt_arcs,
 )
 
 B, T, U, V = 2, 5, 3, 8
@@ -147,6 +148,9 @@ OPTIONS = {
     "infinite sigma": ({"sigma": -np.inf}, ("sigma", "-inf")),
     "lambda of NaN": ({"fastemit_lambda": np.nan}, ("fastemit_lambda", "nan")),
     "infinite lambda": ({"fastemit_lambda": np.inf}, ("fastemit_lambda", "inf")),
+    "infinite sigma in float32": ({"sigma": 1e39}, ("sigma", "float32", "1e+39")),
+    "clamp that float32 takes for 0": ({"clamp": 1e-39}, ("clamp", "1.18e-38", "1e-39")),
+    "lambda below -1": ({"fastemit_lambda": -1.001}, ("fastemit_lambda", "-1", "-1.001")),
     "unknown implementation": ({"implementation": "cuda"}, ("implementation", "xla", "cuda")),
 }
 
@@ -162,6 +166,68 @@ def test_options(function: Any, wrong: dict[str, Any], words: tuple[str, ...]) -
 def test_options_of_the_model(wrong: dict[str, Any], words: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=in_order(*words)):
         trace(MultiblankRNNT(**wrong).score_forward)
+
+
+# What is no number, or no integer.
+NO_NUMBERS: dict[str, Any] = {
+    "blank_id": 1.0,
+    "big_blank_durations": (2, 2.5),
+    "sigma": "small",
+    "fastemit_lambda": None,
+    "clamp": [1.0],
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+@pytest.mark.parametrize("function", [multiblank_rnnt_loss, checked_multiblank_rnnt_loss])
+def test_options_of_another_type(function: Any, name: str) -> None:
+    expected = "an integer" if "blank" in name else "a number"
+    with pytest.raises(TypeError, match=rf"{name}.*: expected {expected}.*, got"):
+        trace(function, **{name: NO_NUMBERS[name]})
+
+
+def test_options_that_are_traced() -> None:
+    with pytest.raises(TypeError, match="sigma: expected a number that is known while tracing"):
+        jax.jit(lambda sigma: multiblank_rnnt_loss(*CASE_OF_ZEROS, sigma=sigma))(0.1)
+    with pytest.raises(TypeError, match=r"durations\[1\]: expected an integer, got 1.5"):
+        tdt_arcs((0, 1.5))  # type: ignore[arg-type]
+
+
+CASE_OF_ZEROS = np.zeros((2, 2, 4), np.float32), np.zeros(1, np.int32)
+
+
+@pytest.mark.parametrize("name", ["logit_lengths", "label_lengths"])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_paddings_in_the_place_of_lengths(name: str, dtype: str) -> None:
+    """As `optax.ctc_loss` has them: `[B, T]`, 1 where there is nothing."""
+    paddings = np.zeros((B, T if name == "logit_lengths" else U), dtype)
+    error = ValueError if dtype == "int32" else TypeError
+    with pytest.raises(error, match=rf"{name}: .* \(lengths, not paddings: \(1 - paddings\)"):
+        trace(rnnt_loss, CASE._replace(**{name: paddings}))
+
+
+# Methods without a derivative.
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("implementation", [None, "xla"])
+@pytest.mark.parametrize("transform", ["reverse", "forward"])
+@pytest.mark.parametrize("method", ["score_forward", "cost_and_grad"])
+def test_methods_without_a_derivative(
+    method: str, transform: str, implementation: Any, jit: bool
+) -> None:
+    """The error says what to call in their place."""
+    logits, labels = CASE_OF_ZEROS
+
+    def loss(x: jax.Array) -> jax.Array:
+        function = getattr(MultiblankRNNT(implementation=implementation), method)
+        return jax.tree.leaves(function(x, labels))[0]
+
+    derivative = jax.grad(loss) if transform == "reverse" else jax.jacfwd(loss)
+    with pytest.raises(NotImplementedError, match=rf"{method}: .*criterion\(logits, labels, "):
+        (jax.jit(derivative) if jit else derivative)(jnp.asarray(logits))
+    found = jax.vmap(loss)(jnp.zeros((3, *logits.shape), jnp.float32))
+    np.testing.assert_array_equal(found, np.broadcast_to(loss(jnp.asarray(logits)), 3))
 
 
 # Arc tables.
@@ -194,6 +260,7 @@ def test_arc_log_probs_of_integers() -> None:
 VALUES = {
     "label below": ("labels", (1, 2), -1, ("labels[1, 2]", "8", "-1")),
     "label above": ("labels", (0, 1), V, ("labels[0, 1]", "8", "8")),
+    "label that is the blank": ("labels", (0, 1), V - 1, ("labels[0, 1]", "none of the bl", "7")),
     "logit length below": ("logit_lengths", (1,), -1, ("logit_lengths[1]", "5", "-1")),
     "logit length above": ("logit_lengths", (0,), T + 1, ("logit_lengths[0]", "5", "6")),
     "label length below": ("label_lengths", (1,), -2, ("label_lengths[1]", "3", "-2")),
@@ -230,7 +297,7 @@ def test_concrete_values(
         function(*wrong_value(operand, index, value))
 
 
-@pytest.mark.parametrize(("operand", "index", "value", "words"), list(VALUES.values())[2:])
+@pytest.mark.parametrize(("operand", "index", "value", "words"), list(VALUES.values())[3:])
 def test_concrete_lengths_of_a_lattice(
     operand: str, index: tuple[int, ...], value: int, words: tuple[str, ...]
 ) -> None:
