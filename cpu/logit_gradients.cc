@@ -34,8 +34,8 @@ void WriteRow(const LogitGradientsStage<L>& s, const RowLoops<L>& loops, int64_t
   }
 
   const LogNormalizer<T> normalizer = s.log_normalizers[node];
-  loops.gradient(logits, s.num_classes, normalizer.shift, s.rule.Factor(occupancy, normalizer), read,
-                 s.rule, cotangent, gradients);
+  loops.gradient(logits, s.num_classes, normalizer.shift, s.rule.Factor(occupancy, normalizer),
+                 read, s.rule, cotangent, gradients);
 }
 
 }  // namespace

@@ -114,8 +114,8 @@ MBRNNT_HD void StoreFirst(T* to, V v, int64_t n) {
   }
 }
 
-// As many again: what stands behind them is not touched, since another thread may be writing it. (By
-// masked loads, which are as fast as whole ones: putting a register together in memory is not.)
+// As many again: what stands behind them is not touched, since another thread may be writing it.
+// (By masked loads, which are as fast as whole ones: putting a register together in memory is not.)
 template <typename T>
 MBRNNT_HD Vec<T> LoadFirst(const T* from, int64_t n) {
 #if defined(__AVX512F__) && !defined(MBRNNT_VECTOR_BYTES)

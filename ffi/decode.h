@@ -193,7 +193,8 @@ ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
     if (!check.ok()) return check.error();
     return run(ArcLogProbsStage<L>{batch, block.last, arc_classes, static_cast<T>(sigma),
                                    Data<const L>(logits), Data<const int32_t>(labels),
-                                   Data<T>(*arc_log_probs), Data<LogNormalizer<T>>(*log_normalizers)});
+                                   Data<T>(*arc_log_probs),
+                                   Data<LogNormalizer<T>>(*log_normalizers)});
   });
 }
 
@@ -289,8 +290,9 @@ ffi::Error DecodeLogitGradients(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
     return run(LogitGradientsStage<L>{
         batch, block.last, arc_classes,
         GradientRule<T>{static_cast<T>(1 + fastemit_lambda), static_cast<T>(clamp)},
-        Data<const L>(logits), Data<const int32_t>(labels), Data<const LogNormalizer<T>>(log_normalizers),
-        Data<const T>(posteriors), Data<const T>(cotangents), Data<L>(*logit_gradients)});
+        Data<const L>(logits), Data<const int32_t>(labels),
+        Data<const LogNormalizer<T>>(log_normalizers), Data<const T>(posteriors),
+        Data<const T>(cotangents), Data<L>(*logit_gradients)});
   });
 }
 

@@ -7,7 +7,7 @@ into errors where the caller has asked for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -161,12 +161,10 @@ def check_lengths(
     except TypeError as error:
         raise TypeError(f"{error}{paddings}") from None
     if lengths.shape != shape:
-        raise ValueError(
-            f"{name}: expected shape {shape}{match}, got {lengths.shape}{paddings}"
-        )
+        raise ValueError(f"{name}: expected shape {shape}{match}, got {lengths.shape}{paddings}")
     known = _known(lengths)
     if known:
-        _raise_if_bad(_length_rule(name, *known, full, np))
+        _raise_if_bad(_length_rule(name, known[0], full, np))
     return _without_wrapping(lengths)
 
 
@@ -182,23 +180,20 @@ def check_utterances(
     *batch, num_frames, columns, num_classes = nodes.shape
     batch_dims = tuple(batch)
     match = f" to match {nodes_name} {nodes.shape}"
-    if labels is not None:
-        labels = _as_integers("labels", labels)
-        expected = (*batch_dims, columns - 1)
-        if labels.shape != expected:
-            raise ValueError(
-                f"labels: expected shape {expected}{match}, got {labels.shape}"
-            )
+    integers = None if labels is None else _as_integers("labels", labels)
+    expected = (*batch_dims, columns - 1)
+    if integers is not None and integers.shape != expected:
+        raise ValueError(f"labels: expected shape {expected}{match}, got {integers.shape}")
     utterances = Utterances(
-        labels,
+        integers,
         check_lengths("logit_lengths", logit_lengths, batch_dims, num_frames, match),
         check_lengths("label_lengths", label_lengths, batch_dims, columns - 1, match),
     )
-    known = _known(labels, utterances.label_lengths)
-    if labels is not None and known:
-        for rule in _label_rules(*known, num_classes, blanks, np):
+    known = _known(integers, utterances.label_lengths)
+    if integers is not None and known:
+        for rule in _label_rules(known[0], known[1], num_classes, blanks, np):
             _raise_if_bad(rule)
-    return utterances._replace(labels=_without_wrapping(labels))
+    return utterances._replace(labels=_without_wrapping(integers))
 
 
 # ---- a joint network and its operands ---------------------------------------------------

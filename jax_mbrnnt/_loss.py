@@ -545,10 +545,10 @@ def checked_multiblank_rnnt_loss(
       True
     """
     criterion = MultiblankRNNT(**options)
-    logits, utterances = criterion._operands(logits, labels, logit_lengths, label_lengths)
-    blanks = criterion.blanks(logits.shape[-1])
-    _checks.check_under_checkify(utterances, logits.shape, blanks)
-    return criterion(logits, *utterances)
+    operand, utterances = criterion._operands(logits, labels, logit_lengths, label_lengths)
+    blanks = criterion.blanks(operand.shape[-1])
+    _checks.check_under_checkify(utterances, operand.shape, blanks)
+    return criterion(operand, *utterances)
 
 
 def multiblank_arc_log_probs(

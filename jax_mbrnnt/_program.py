@@ -20,10 +20,11 @@ def trace(function: Callable[..., Any], *operands: Any) -> tuple[Any, Any]:
 def run(function: Callable[..., Any], *operands: Any) -> Any:
     """`function(*operands)`, compiled as one program.
 
-    All arrays of JAX that the function reads are operands of the program, those that it closes over
-    as well: a caller may differentiate by them, and nothing holds them, or the function, afterwards.
+    All arrays of JAX that the function reads are operands of the program, those that it closes
+    over as well: a caller may differentiate by them, and nothing holds them, or the function,
+    afterwards.
     """
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return function(*operands)
     closed, shapes = trace(function, *operands)
     jaxpr, structure = closed.jaxpr, jax.tree.structure(shapes)

@@ -227,7 +227,7 @@ class _Log(NamedTuple):
         whole = jax.lax.stop_gradient(jnp.where(jnp.isfinite(x), jnp.round(x), 0))
         return cls(whole, x - whole)
 
-    def __add__(self, other: _Log) -> _Log:
+    def plus(self, other: _Log) -> _Log:
         return _Log(self.whole + other.whole, self.rest + other.rest)
 
 
@@ -239,11 +239,11 @@ def _log_sum(terms: _Log) -> _Log:
     below = jnp.where(there, terms.whole - most[None], 0)
     total = jnp.sum(jnp.exp(terms.rest + below), axis=0)
     log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
-    return _Log(most, jnp.zeros_like(most)) + _Log.of(log_total)
+    return _Log(most, jnp.zeros_like(most)).plus(_Log.of(log_total))
 
 
 def _is_lost(log_probs: jax.Array) -> jax.Array:
-    """What is as good as -inf: the kernels' numbers are powers of 2, whose exponent has to be one."""
+    """What is as good as -inf: the kernels' exponents, to base 2, have to be numbers, too."""
     return log_probs * np.log2(np.e).item() == -jnp.inf
 
 
@@ -290,7 +290,7 @@ def _log_likelihoods(
             tail = jax.tree.map(operator.itemgetter(arc.duration + arc.emits - 1), recent)
             if arc.emits:
                 tail = _Log(to_the_right(tail.whole, 0), to_the_right(tail.rest, -jnp.inf))
-            terms.append(tail + _Log.of(weights_n[i]))
+            terms.append(tail.plus(_Log.of(weights_n[i])))
         alphas = _log_sum(jax.tree.map(lambda *x: jnp.stack(x), *terms))
 
         last = jnp.clip(label_lengths, 0)[..., None]
@@ -352,7 +352,8 @@ def lattice(
 
 def value(losses: jax.Array, options: Options) -> jax.Array:
     """What a public loss returns of stage 2's: at least +0, where roundings might say less, and
-    weighed by FastEmit. An impossible utterance's is +inf, whatever it weighs."""
+    weighed by FastEmit. An impossible utterance's is +inf, whatever it weighs.
+    """
     if options.sigma >= 0:
         losses = jnp.where(losses <= 0, 0, losses)
     return jnp.where(losses == jnp.inf, losses, losses * (1 + options.fastemit_lambda))

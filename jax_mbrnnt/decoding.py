@@ -81,9 +81,9 @@ def greedy_decode(
     another: the joint is evaluated as often as the slowest utterance needs it. Without big blanks
     this is greedy decoding of an RNN-Transducer.
 
-    The functions are traced at every call, and called eagerly the search is compiled anew each time:
-    decode under your own `jax.jit`, with the parameters as arguments of the jitted function; `joint`
-    and `predict` may close over them. `jax.vmap` and batch-sharded inputs work too.
+    The functions are traced at every call, and called eagerly the search is compiled anew each
+    time: decode under your own `jax.jit`, with the parameters as arguments of the jitted function;
+    `joint` and `predict` may close over them. `jax.vmap` and batch-sharded inputs work too.
 
     Args:
       joint: `(encoded_frame [B, H...], prediction) -> logits [B, V]`, where `encoded_frame` holds
@@ -250,9 +250,7 @@ def _search(
     return lax.while_loop(lambda search: jnp.any(unfinished(search)), advance, search).decoding
 
 
-def _lengths_in_range(
-    lengths: jax.Array | None, encoded: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _lengths_in_range(lengths: jax.Array | None, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns `[B]` frames to decode, and whether the length is in range (if not, 0 frames)."""
     batch, frames = encoded.shape[:2]
     if lengths is None:
@@ -283,8 +281,8 @@ def _check_functions(
     def first_step(encoded: jax.Array, state: PyTree) -> tuple[jax.Array, tuple, tuple]:
         place = jnp.zeros((batch,), jnp.int32)
         first = predict(place, state)
-        given, got = map(jax.tree.structure, (state, first[1]))
-        if given != got:
+        given, got = jax.tree.structure(state), jax.tree.structure(first[1])
+        if str(given) != str(got):
             raise ValueError(
                 f"predict: expected a state of initial_state's structure {given}, got {got}"
             )

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jax_mbrnnt import _checks, _primitives, _reference
 from jax_mbrnnt._checks import Implementation, Utterances
 from jax_mbrnnt._mesh import unify_varying, zeros_like
+from jax_mbrnnt._padding import filler, without_padding
 from jax_mbrnnt._program import run, trace
 from jax_mbrnnt._reference import Stages
 from jax_mbrnnt._spec import Options
@@ -73,19 +74,16 @@ class _Chunks:
         cut = functools.partial(self.cut, start=start, axis=axis)
         return operands._replace(encoded=jax.tree.map(cut, operands.encoded))
 
-    def within(
-        self, utterances: Utterances, start: int | jax.Array, frames: int | None = None
-    ) -> Utterances:
-        """The utterances as a chunk (or `frames`) sees them; lengths out of range stay so."""
-        most = self.chunk_frames if frames is None else frames
-        lengths = jnp.clip(utterances.logit_lengths - start, 0, most)
+    def within(self, utterances: Utterances, start: jax.Array) -> Utterances:
+        """The utterances as the chunk sees them; lengths out of range stay so."""
+        lengths = jnp.clip(utterances.logit_lengths - start, 0, self.chunk_frames)
         lengths = jnp.where(_are_valid(utterances, self), lengths, -1)
         return utterances._replace(logit_lengths=lengths)
 
     def logits(self, chunk: Operands, filler: Any, utterances: Utterances) -> jax.Array:
         """The joint's logits of frames that were cut, with the utterances `within` them."""
-        frames = self.chunk_frames
-        return self.joint(_without_padded_frames(chunk, filler, utterances, frames))
+        encoded = without_padding(chunk.encoded, filler, utterances.logit_lengths)
+        return self.joint(chunk._replace(encoded=encoded))
 
     def zeros(self, utterances: Utterances, *core_shape: int) -> jax.Array:
         """Numbers of every utterance: they vary over a mesh and are sharded as the lengths."""
@@ -137,11 +135,6 @@ def _longest_of_all(axis_size: int, in_batched: Any, frames: jax.Array) -> tuple
 
 def _is_float(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def _is_number(x: Any) -> bool:
-    """What a joint computes with: not a random key, not whether it is there."""
-    return jnp.issubdtype(x.dtype, jnp.number)
 
 
 def _split(operands: Operands) -> tuple[Operands, Operands]:
@@ -298,8 +291,9 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
     def map_chunks(function, floats, *others):
         """`function(start, logits, inside, *others)` of every chunk; its logits are not kept."""
         operands = _merge(floats, fixed.operands)
-        everything = chunks.within(utterances, 0, chunks.num_frames)
-        operands = _without_padded_frames(operands, fixed.filler, everything, chunks.num_frames)
+        # All at once: JAX keeps what the chunks begin with, and what it keeps should be finite.
+        lengths = jnp.where(_are_valid(utterances, chunks), utterances.logit_lengths, -1)
+        encoded = without_padding(operands.encoded, fixed.filler, lengths)
 
         @jax.checkpoint
         def step(_, chunk):
@@ -308,7 +302,7 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
             logits = chunks.joint(operands._replace(encoded=encoded))
             return None, function(start, logits, inside, *others)
 
-        xs = jax.tree.map(stack, (operands.encoded, *others))
+        xs = jax.tree.map(stack, (encoded, *others))
         return jax.lax.scan(step, None, (starts, *xs))[1]
 
     def arcs(_, logits, inside):
@@ -337,61 +331,6 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
 
 
 # ---- the operands ------------------------------------------------------------------------------
-
-
-# Where the joint is run on padding, whatever it makes of it is multiplied by a gradient of 0 and
-# summed up in that of the params: 0 times what should not be infinite or NaN. A joint is finite, and
-# its derivative, at the nodes that there are. So a valid frame and a valid label stand in for padding.
-
-
-def _iota_along(x: jax.Array, size: int) -> jax.Array:
-    """0, 1, 2, ... along the last axis, to go with `x`."""
-    return jnp.arange(size, dtype=jnp.int32).reshape(*[1] * (x.ndim - 1), size)
-
-
-def _filler(tree: Any, has_nodes: jax.Array) -> Any:
-    """Of leaves `[batch_dims..., N, ...]` a slice `[batch_dims..., 1, ...]` that is no padding.
-
-    That of the first frame or label; of an utterance without frames it is padding, and that of the
-    batch's first utterance with some stands in for it; where no utterance has any, ones do.
-    """
-    axis = has_nodes.ndim
-    batch = tuple(range(axis))
-    place = jnp.arange(has_nodes.size, dtype=jnp.int32).reshape(has_nodes.shape)
-    place = jnp.where(has_nodes, place, has_nodes.size)
-    # One-hot, not an index: the batch may be sharded.
-    is_first = has_nodes & (place == jnp.min(place, initial=has_nodes.size, keepdims=True))
-
-    def of_leaf(x: jax.Array) -> jax.Array:
-        first = jax.lax.stop_gradient(jax.lax.slice_in_dim(x, 0, min(x.shape[axis], 1), axis=axis))
-        if not _is_number(x):
-            return first
-        one_hot, own = (jnp.expand_dims(c, range(axis, x.ndim)) for c in (is_first, has_nodes))
-        other = jnp.sum(jnp.where(one_hot, first, 0), axis=batch, keepdims=True, dtype=x.dtype)
-        other = jnp.where(jnp.any(one_hot, axis=batch, keepdims=True), other, 1)
-        return jnp.where(own, first, other)
-
-    return jax.tree.map(of_leaf, tree)
-
-
-def _without_padding(tree: Any, filler: Any, inside: jax.Array) -> Any:
-    """Leaves `[batch_dims..., N, ...]` with the filler where not `inside` `[batch_dims..., N]`."""
-
-    def fill(x: jax.Array, filler: jax.Array) -> jax.Array:
-        if not _is_number(x):
-            return x
-        return jnp.where(jnp.expand_dims(inside, range(inside.ndim, x.ndim)), x, filler)
-
-    return jax.tree.map(fill, tree, filler)
-
-
-def _without_padded_frames(
-    operands: Operands, filler: Any, utterances: Utterances, num_frames: int
-) -> Operands:
-    """A length out of range leaves everything as it is."""
-    lengths = jnp.expand_dims(utterances.logit_lengths, -1)
-    inside = (_iota_along(lengths, num_frames) < lengths) | (lengths < 0)
-    return operands._replace(encoded=_without_padding(operands.encoded, filler, inside))
 
 
 def _hoisted(
@@ -446,10 +385,10 @@ def _losses(
         utterances.logit_lengths, utterances.label_lengths, num_frames, columns
     )
     has_nodes = valid & (utterances.logit_lengths > 0)
-    label_lengths = jnp.expand_dims(jnp.where(has_nodes, utterances.label_lengths, -1), -1)
-    inside = (_iota_along(label_lengths, columns) <= label_lengths) | ~jnp.expand_dims(valid, -1)
+    predictions = jnp.where(has_nodes, utterances.label_lengths + 1, 0)
+    predictions = jnp.where(valid, predictions, -1)
     predicted = operands.predicted
-    predicted = _without_padding(predicted, _filler(predicted, has_nodes), inside)
+    predicted = without_padding(predicted, filler(predicted, has_nodes), predictions)
     operands = operands._replace(predicted=predicted)
 
     def cut(operands: Operands) -> Operands:
@@ -470,7 +409,7 @@ def _losses(
         implementation=implementation,
     )
     floats, others = _split(operands)
-    fixed = _Fixed(others, _filler(operands.encoded, has_nodes), utterances)
+    fixed = _Fixed(others, filler(operands.encoded, has_nodes), utterances)
     if implementation == "xla":
         return _differentiable_loss(chunks, floats, fixed)
     floats = jax.tree.map(_primitives.reverse_mode_only, floats)

@@ -18,9 +18,9 @@ struct ArcLogProbsStage {
   int64_t num_classes;  // V
   ArcClasses arc_classes;
   Real<L> sigma;
-  const L* logits;           // [B, T, U+1, V]
-  const int32_t* labels;     // [B, U]
-  Real<L>* arc_log_probs;    // [B, T, U+1, A]
+  const L* logits;                          // [B, T, U+1, V]
+  const int32_t* labels;                    // [B, U]
+  Real<L>* arc_log_probs;                   // [B, T, U+1, A]
   LogNormalizer<Real<L>>* log_normalizers;  // [B, T, U+1]
 };
 

@@ -519,7 +519,9 @@ def test_errors_in_the_functions() -> None:
 
 
 def test_one_utterance_without_a_batch() -> None:
-    with pytest.raises(ValueError, match=r"encoded: expected shape \[B, T, H...\], got \(5, 6\); a "):
+    with pytest.raises(
+        ValueError, match=r"encoded: expected shape \[B, T, H...\], got \(5, 6\); a "
+    ):
         decode(make_model(14, batch=2, frames=5), encoded=np.ones((5, 6), np.float32))
 
 

@@ -1,7 +1,5 @@
 """Do numbers keep their digits, their sign and their size?"""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +36,7 @@ def test_losses_are_never_below_zero(implementation: Implementation) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_masks_of_the_largest_size(dtype: str, implementation: Implementation) -> None:
-    """The loss has a mask's size up to 2.3e38 (1.2e308); beyond, `finfo.min` included, it is +inf."""
+    """The loss has a mask's size to 2.3e38 (1.2e308); beyond, at `finfo.min`, say, it is +inf."""
     largest = float(jnp.finfo("float64" if dtype == "float64" else "float32").max)
     for mask, expected in [
         *((-1e30, 1e30), (-0.6 * largest, 0.6 * largest), (-0.8 * largest, np.inf)),

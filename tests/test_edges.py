@@ -425,7 +425,7 @@ def test_label_that_is_a_blank(case: Case, label: int, implementation: Implement
 
 
 def test_vocabulary_with_the_blank_first(implementation: Implementation) -> None:
-    """With the default `blank_id` its last label is a blank: no finite loss for days of training."""
+    """With the default `blank_id` its last label is a blank: no finite loss for days."""
     logits, labels = np.zeros((1, 4, 3, 6)), np.array([[1, 5]])
     with pytest.raises(ValueError, match=r"labels\[0, 1\]: expected none of .* \(5,\), got 5"):
         rnnt_loss(logits, labels, implementation=implementation)

@@ -21,7 +21,7 @@ from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cases import Case, Implementation, assert_close, jitted, losses_and_gradients, random_case
-from jax_mbrnnt import MultiblankRNNT, _ffi
+from jax_mbrnnt import MultiblankRNNT, _ffi, greedy_decode
 
 OPTIONS: dict[str, Any] = {"big_blank_durations": (2, 3), "sigma": 0.05}
 T, U, V = 5, 3, 8
@@ -85,6 +85,39 @@ def test_export_of_any_batch_size(platforms: tuple[str, ...]) -> None:
     for size in (1, 4):
         case = case_of(90, size)
         assert_right(program.call(*case), case)
+
+
+def test_export_of_a_joint_and_a_decoder_of_any_batch_size() -> None:
+    def joint(weights: jax.Array, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+        return jnp.tanh(encoded[:, :, None] + predicted[:, None]) @ weights
+
+    def step(weights: jax.Array, *rest: jax.Array) -> jax.Array:
+        return MultiblankRNNT(**OPTIONS).joint_loss(joint, weights, *rest).sum()
+
+    def decode(encoded: jax.Array, lengths: jax.Array) -> Any:
+        functions = (lambda frame, _: frame), (lambda labels, state: ((), state))
+        return greedy_decode(*functions, encoded, lengths, initial_state=())
+
+    (b,) = export.symbolic_shape("b")
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = (V, V), (3, T, V), (3, U + 1, V)
+    floats = [jax.random.normal(*x, jnp.float32) for x in zip(keys, sizes, strict=True)]
+    labels, lengths = jnp.ones((3, U), jnp.int32), (jnp.array([T, 0, 2]), jnp.array([U, 0, 1]))
+    for function, operands in [
+        (jax.grad(step), (*floats, labels, *lengths)),
+        (decode, (floats[1], lengths[0])),
+    ]:
+        shapes = [
+            jax.ShapeDtypeStruct((b, *x.shape[1:]) if x.shape[0] == 3 else x.shape, x.dtype)
+            for x in operands
+        ]
+        program = export.export(jax.jit(function), disabled_checks=ALLOWED)(*shapes)
+        for found, expected in zip(
+            jax.tree.leaves(program.call(*operands)),
+            jax.tree.leaves(jax.jit(function)(*operands)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", ["b, t, 5, 8", "b, 6, u, 8", "b, 6, 5, v"])

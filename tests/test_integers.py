@@ -1,4 +1,4 @@
-"""Labels and lengths in any dtype of integers: widened before they are compared, by all functions."""
+"""Labels and lengths in any dtype of integers: do all functions widen before they compare?"""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from jax_mbrnnt import (
     multiblank_rnnt_loss,
     rnnt_loss,
 )
+
 
 @contextlib.contextmanager
 def x64(allowed: bool) -> Iterator[None]:
