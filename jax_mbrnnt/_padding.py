@@ -1,8 +1,8 @@
 """What a joint network sees where an utterance's frames or labels have ended.
 
 Where the joint is run on padding, whatever it makes of it is multiplied by a gradient of 0 and
-summed up in that of the params: 0 times what should not be infinite or NaN. A joint is finite, and so
-is its derivative, at the nodes that there are. So a valid frame and a valid label stand in for
+summed up in that of the params: 0 times what should not be infinite or NaN. A joint is finite, and
+so is its derivative, at the nodes that there are. So a valid frame and a valid label stand in for
 padding.
 """
 

@@ -91,6 +91,7 @@ def test_two_settings_within_one_jit() -> None:
         losses = []
         for model.weights in (first, second):
             losses.append(model.loss())
+        model.weights = None  # a traced value is not to be left behind
         return losses
 
     for value, weights in zip(both(*WEIGHTS), WEIGHTS, strict=True):
@@ -104,7 +105,9 @@ def test_gradients_by_an_attribute(jit: bool, implementation: Implementation) ->
 
     def loss(weights: jax.Array) -> jax.Array:
         model.weights = weights
-        return model.loss(implementation)
+        value = model.loss(implementation)
+        model.weights = None  # a traced value is not to be left behind
+        return value
 
     step = jax.value_and_grad(loss)
     step = jax.jit(step) if jit else step
