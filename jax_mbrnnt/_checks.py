@@ -76,7 +76,7 @@ def _is_blank(labels: Any, blanks: Sequence[int]) -> Any:
 
 
 def as_array(x: ArrayLike) -> jax.Array:
-    """`x`, if it is an array of JAX: even a conversion that changes nothing copies a traced one."""
+    """`x`, if it is an array of JAX: a conversion that changes nothing would copy a traced one."""
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
@@ -123,7 +123,7 @@ def check_arc_log_probs(arc_log_probs: ArrayLike, num_arcs: int) -> jax.Array:
     return x
 
 
-def _as_integers(name: str, x: ArrayLike) -> Any:
+def _as_integers(name: str, x: ArrayLike, num_dims: int | None = None) -> Any:
     """An array of JAX as it is, others as numpy's: JAX would cut off what is beyond 32 bits."""
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
         x = as_array(x)
@@ -131,13 +131,20 @@ def _as_integers(name: str, x: ArrayLike) -> Any:
         x = np.asarray(x)
         x = x.astype(np.int32) if x.size == 0 else x  # an empty list has no integers to show
     if not jnp.issubdtype(x.dtype, np.integer):
-        raise TypeError(f"{name}: expected an integer dtype, got {x.dtype}")
+        hint = "" if num_dims is None else _paddings(x, num_dims)
+        raise TypeError(f"{name}: expected an integer dtype, got {x.dtype}{hint}")
     return x
+
+
+def _paddings(x: Any, num_dims: int) -> str:
+    """What to say of lengths with an axis too many, as `optax.ctc_loss` has in their place."""
+    hint = " (lengths, not paddings: (1 - paddings).sum(-1).astype(int))"
+    return hint if x.ndim == num_dims + 1 else ""
 
 
 def check_labels_alone(labels: ArrayLike) -> tuple[int, ...]:
     """The shape `[batch_dims..., U]` of labels that say how many utterances there are."""
-    shape = np.shape(labels)
+    shape = _as_integers("labels", labels).shape
     if len(shape) < 1:
         raise ValueError(f"labels: expected shape [batch_dims..., U], got {shape}")
     return shape
@@ -153,15 +160,10 @@ def check_lengths(
     """Lengths `[batch_dims...]` of at most `full`; None for all of it."""
     if x is None:
         return None
-    paddings = ""
-    if np.ndim(x) == len(shape) + 1:  # as optax.ctc_loss takes them
-        paddings = " (lengths, not paddings: (1 - paddings).sum(-1).astype(int))"
-    try:
-        lengths = _as_integers(name, x)
-    except TypeError as error:
-        raise TypeError(f"{error}{paddings}") from None
+    lengths = _as_integers(name, x, len(shape))
     if lengths.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}{match}, got {lengths.shape}{paddings}")
+        hint = _paddings(lengths, len(shape))
+        raise ValueError(f"{name}: expected shape {shape}{match}, got {lengths.shape}{hint}")
     known = _known(lengths)
     if known:
         _raise_if_bad(_length_rule(name, known[0], full, np))
