@@ -394,7 +394,7 @@ def multiblank_rnnt_loss(
     Args:
       logits: `[batch_dims..., T, U+1, V]` float32, float64, bfloat16 or float16: unnormalised
         scores of the joint network. -inf masks a class.
-      labels: `[batch_dims..., U]` integers in [0, V).
+      labels: `[batch_dims..., U]` integers in [0, V), none of them a blank.
       logit_lengths: `[batch_dims...]` integers, the frames of each utterance, 0 to T. All T if
         None. Frames beyond it are ignored, whatever they hold, and get gradient 0.
       label_lengths: `[batch_dims...]` integers, the labels of each utterance, 0 to U. All U if

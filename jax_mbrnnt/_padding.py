@@ -27,9 +27,10 @@ def filler(tree: Any, has_nodes: jax.Array) -> Any:
     """
     axis = has_nodes.ndim
     batch = tuple(range(axis))
+    # One-hot, not an index: the batch may be sharded. And sums where all of a selection would have
+    # to be sharded alike.
     place = jnp.arange(has_nodes.size, dtype=jnp.int32).reshape(has_nodes.shape)
-    place = jnp.where(has_nodes, place, has_nodes.size)
-    # One-hot, not an index: the batch may be sharded.
+    place = place + (~has_nodes).astype(jnp.int32) * has_nodes.size
     is_first = has_nodes & (place == jnp.min(place, initial=has_nodes.size, keepdims=True))
 
     def of_leaf(x: jax.Array) -> jax.Array:
@@ -40,7 +41,7 @@ def filler(tree: Any, has_nodes: jax.Array) -> Any:
         one_hot, own = (jnp.expand_dims(c, range(axis, x.ndim)) for c in (is_first, has_nodes))
         other = jnp.sum(jnp.where(one_hot, first, 0), axis=batch, keepdims=True, dtype=x.dtype)
         other = jnp.where(jnp.any(one_hot, axis=batch, keepdims=True), other, 1)
-        return jnp.where(own, first, other)
+        return jnp.where(own, first, other + jnp.zeros((), x.dtype) * own.astype(x.dtype))
 
     return jax.tree.map(of_leaf, tree)
 

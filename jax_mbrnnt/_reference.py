@@ -126,6 +126,10 @@ def arc_log_probs(
     return log_probs, jnp.stack([shift, log_sum], axis=-1)
 
 
+def _label_arcs(arc_classes: Sequence[int]) -> list[int]:
+    return [a for a, v in enumerate(arc_classes) if v == NEXT_LABEL]
+
+
 def _real_logit_gradients(
     logits: jax.Array,
     labels: jax.Array,
@@ -146,8 +150,11 @@ def _real_logit_gradients(
     # Each arc's weighed posterior, then their sum, then whether any is not 0: a small product,
     # because XLA keeps the result of one, and would compute anew for every class what is
     # merely elementwise.
-    weights = np.array([1 + fastemit_lambda if v == NEXT_LABEL else 1 for v in arc_classes])
-    columns_of = np.column_stack([np.diag(weights), weights]).astype(posteriors.dtype)
+    arcs = _iota(len(arc_classes))[:, None]
+    is_label = sum((arcs == a).astype(posteriors.dtype) for a in _label_arcs(arc_classes))
+    weights = 1 + fastemit_lambda * is_label + jnp.zeros(arcs.shape, posteriors.dtype)
+    own = (arcs == arcs.T).astype(posteriors.dtype)
+    columns_of = jnp.concatenate([weights * own, weights], axis=1)
     weighed = jnp.einsum(
         "...a,ac->...c", posteriors, columns_of, precision=jax.lax.Precision.HIGHEST
     )

@@ -274,7 +274,8 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
     floats, fixed = primals
     utterances = fixed.utterances
     axis = utterances.logit_lengths.ndim
-    starts = jnp.arange(0, chunks.num_frames, max(chunks.chunk_frames, 1), jnp.int32)
+    size = max(chunks.chunk_frames, 1)
+    starts = size * jnp.arange(-(-chunks.num_frames // size), dtype=jnp.int32)
 
     def stack(x):
         """The frames in chunks along a new first axis; the last frame again after the last."""
@@ -513,21 +514,23 @@ def multiblank_rnnt_joint_loss(
     The same losses and gradients as `multiblank_rnnt_loss(joint(params, encoded, predicted), ...)`,
     in the memory of a chunk of frames: each chunk's logits are made when the loss is computed and
     made again for the gradient. Differentiable in `params`, `encoded` and `predicted`, and usable
-    under `jit`, `vmap`, `pmap`, `shard_map` and batch-sharded `jit`. `jit` the step: a new function
-    `joint` is compiled anew.
+    under `jit`, `vmap`, `pmap`, `shard_map` and batch-sharded `jit`. `jit` the step: without, every
+    call compiles, as the joint is traced at each.
 
     Args:
       joint: `joint(params, encoded, predicted)` returns logits `[batch_dims..., C, U+1, V]` for
         `encoded` cut to C of its frames, for any C; float32, float64, bfloat16 or float16. A node's
-        logits depend on that node's frame and label alone. A function of JAX, hashable.
+        logits depend on that node's frame and label alone. Any function of JAX; what it closes over
+        counts as params.
       params: a pytree of arrays.
       encoded: `[batch_dims..., T, ...]`, an array or a pytree of them: what the joint needs of each
         frame. Integers and random keys, one for each frame, get no gradient; so does dropout see
         the same keys again.
       predicted: `[batch_dims..., U+1, ...]`, likewise of each label.
-      labels: `[batch_dims..., U]` integers in [0, V).
+      labels: `[batch_dims..., U]` integers in [0, V), none of them a blank.
       logit_lengths: `[batch_dims...]` integers, the frames of each utterance, 0 to T. All T if
-        None. Frames beyond it are ignored, whatever they hold, and get gradient 0.
+        None. Frames beyond it are ignored, whatever they hold, and get gradient 0; the joint sees the
+        utterance's first frame in their place, so that nothing of them reaches the params.
       label_lengths: `[batch_dims...]` integers, the labels of each utterance, 0 to U. All U if
         None.
       chunk_frames: the most frames C that the joint is called with. By default as many as keep a
