@@ -529,8 +529,8 @@ def multiblank_rnnt_joint_loss(
       predicted: `[batch_dims..., U+1, ...]`, likewise of each label.
       labels: `[batch_dims..., U]` integers in [0, V), none of them a blank.
       logit_lengths: `[batch_dims...]` integers, the frames of each utterance, 0 to T. All T if
-        None. Frames beyond it are ignored, whatever they hold, and get gradient 0; the joint sees the
-        utterance's first frame in their place, so that nothing of them reaches the params.
+        None. Frames beyond it are ignored, whatever they hold, and get gradient 0; the joint sees
+        the utterance's first frame in their place, so that nothing of them reaches the params.
       label_lengths: `[batch_dims...]` integers, the labels of each utterance, 0 to U. All U if
         None.
       chunk_frames: the most frames C that the joint is called with. By default as many as keep a
