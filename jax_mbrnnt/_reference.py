@@ -126,10 +126,6 @@ def arc_log_probs(
     return log_probs, jnp.stack([shift, log_sum], axis=-1)
 
 
-def _label_arcs(arc_classes: Sequence[int]) -> list[int]:
-    return [a for a, v in enumerate(arc_classes) if v == NEXT_LABEL]
-
-
 def _real_logit_gradients(
     logits: jax.Array,
     labels: jax.Array,
@@ -151,7 +147,8 @@ def _real_logit_gradients(
     # because XLA keeps the result of one, and would compute anew for every class what is
     # merely elementwise.
     arcs = _iota(len(arc_classes))[:, None]
-    is_label = sum((arcs == a).astype(posteriors.dtype) for a in _label_arcs(arc_classes))
+    label_arcs = [a for a, v in enumerate(arc_classes) if v == NEXT_LABEL]
+    is_label = sum((arcs == a).astype(posteriors.dtype) for a in label_arcs)
     weights = 1 + fastemit_lambda * is_label + jnp.zeros(arcs.shape, posteriors.dtype)
     own = (arcs == arcs.T).astype(posteriors.dtype)
     columns_of = jnp.concatenate([weights * own, weights], axis=1)
