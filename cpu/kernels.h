@@ -22,7 +22,7 @@ struct Workspace {
   template <typename T>
   static void Place(T* numbers, LatticeStage<T>& stage) {
     stage.likelihoods = reinterpret_cast<Scaled<T>*>(numbers);
-    stage.diagonals = numbers + 2 * stage.batch.size;
+    stage.workspace = numbers + 2 * stage.batch.size;
   }
 };
 

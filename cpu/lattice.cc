@@ -62,7 +62,7 @@ class Utterance {
         b_(b),
         lattice_(stage.LatticeOf(b)),
         diagonals_(lattice_.extent),
-        numbers_(stage.diagonals + place * SizeOfPlace(stage)) {}
+        numbers_(stage.workspace + place * SizeOfPlace(stage)) {}
 
   int64_t num_rows() const { return diagonals_.rows(); }
   int64_t num_diagonals() const { return diagonals_.Last() + 1; }
@@ -241,7 +241,7 @@ template <typename T>
 void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for,
                     int64_t num_threads) {
   // XLA keeps the workspace where the gradient will be written.
-  PreferHugePages(stage.diagonals, stage.batch.size * SizeOfPlace(stage) * sizeof(T));
+  PreferHugePages(stage.workspace, stage.batch.size * SizeOfPlace(stage) * sizeof(T));
   if (!stage.posteriors || stage.batch.size >= 2 * num_threads) {
     ComputeByUtterances(stage, parallel_for, num_threads);
   } else {

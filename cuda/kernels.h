@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <utility>
 
 #include "lattice/stages.h"
 
@@ -22,25 +21,21 @@ struct Status {
 template <typename L>
 Status ComputeArcLogProbs(const ArcLogProbsStage<L>& stage, cudaStream_t stream);
 
-// The lattice's workspace: how many numbers it has, and where in it everything stands. Scaled
-// ones: of a node its alpha, with posteriors its beta, and its arcs' weights; of an utterance its
-// likelihood.
+// The lattice's workspace: how many numbers it has, and where in it everything stands. What the
+// sweeps keep of the nodes is theirs to say (cuda/sweep.h).
 struct Workspace {
   static int64_t NumbersPerUtterance(int64_t frames, int64_t columns, int64_t num_arcs,
-                                     bool with_posteriors) {
-    return 2 * (frames * columns * (1 + (with_posteriors ? 1 : 0) + num_arcs) + 1);
-  }
+                                     bool with_posteriors);
   template <typename T>
   static void Place(T* numbers, LatticeStage<T>& stage) {
-    auto* next = reinterpret_cast<Scaled<T>*>(numbers);
-    const auto take = [&](int64_t n) { return std::exchange(next, next + stage.batch.size * n); };
-    const int64_t nodes = stage.batch.NodesPerUtterance();
-    // The weights first: wide rows, which begin where the buffer does.
-    stage.weights = take(nodes * stage.table.size);
-    stage.alphas = take(nodes);
-    if (stage.posteriors) stage.betas = take(nodes);
-    stage.likelihoods = take(1);
+    const int64_t of_nodes =
+        stage.batch.size * (NumbersPerUtterance(stage.batch.max_frames, stage.batch.columns,
+                                                stage.table.size, stage.posteriors != nullptr) -
+                            kNumbersPerLikelihood);
+    stage.workspace = numbers;  // first: it has the wider rows
+    stage.likelihoods = reinterpret_cast<Scaled<T>*>(numbers + of_nodes);
   }
+  static constexpr int64_t kNumbersPerLikelihood = 2;
 };
 
 template <typename T>

@@ -4,58 +4,85 @@
 namespace mbrnnt::cuda {
 namespace {
 
-// A block for every frame, a thread for every arc of it: reading and writing are
-// contiguous, and an arc's posterior may take the place of its log-probability.
+constexpr int kWarpsPerBlock = 4;
+
+// The two sweeps' numbers as the law asks for them.
 template <typename T>
-__global__ void __launch_bounds__(256) PosteriorsKernel(const __grid_constant__ LatticeStage<T> s) {
-  const int64_t columns = s.batch.columns, rows = s.batch.size * s.batch.max_frames;
-  const int num_arcs = s.table.size;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+struct ByDiagonals {
+  DiagonalNumbers<T> alphas, betas;
+
+  MBRNNT_HD ByDiagonals(const LatticeStage<T>& s, const Extent&, int64_t b)
+      : alphas(s, b), betas(s, s.batch.size + b) {}
+};
+struct ByTiles {
+  TileNumbers alphas, betas;
+
+  __device__ __forceinline__ ByTiles(const LatticeStage<float>& s, const Extent& extent, int64_t b)
+      : alphas(s, extent, b, true), betas(s, extent, s.batch.size + b, false) {}
+};
+
+// A warp for 32 columns of a frame, a lane for a node: what it has read is written by way of shared
+// memory, side by side, and may take the place of the arc log-probabilities.
+template <typename T, typename Numbers>
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
+    PosteriorsKernel(const __grid_constant__ LatticeStage<T> s) {
+  __shared__ T staged[kWarpsPerBlock][kWarp * kMaxArcs];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, num_arcs = s.table.size;
+  const int64_t tiles = (s.batch.columns + kWarp - 1) / kWarp;
+  const int64_t pieces = s.batch.size * s.batch.max_frames * tiles;
+  T* const own = staged[warp] + lane * num_arcs;
+  for (int64_t piece = blockIdx.x * int64_t{kWarpsPerBlock} + warp; piece < pieces;
+       piece += gridDim.x * int64_t{kWarpsPerBlock}) {
+    const int64_t row = piece / tiles, first = piece % tiles * kWarp, u = first + lane;
     const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
     const Lattice<T> lattice = s.LatticeOf(b);
-    const DiagonalNumbers<T> alphas(s.batch, s.alphas, b), betas(s.batch, s.betas, b);
-    const Scaled<T> likelihood = s.likelihoods[b];
-    const T padding = lattice.extent.valid ? T(0) : T(NAN);
-    T* posteriors = s.posteriors + row * columns * num_arcs;
-    int64_t u = threadIdx.x / num_arcs;
-    int a = threadIdx.x % num_arcs;
-    while (u < columns) {
-      posteriors[u * num_arcs + a] = lattice.extent.Contains(t, u)
-                                         ? ArcPosterior(lattice, alphas, betas, likelihood, t, u, a)
-                                         : padding;
-      u += blockDim.x / num_arcs;
-      a += blockDim.x % num_arcs;
-      if (a >= num_arcs) {
-        a -= num_arcs;
-        ++u;
+    if (lattice.extent.Contains(t, u)) {
+      const Numbers numbers(s, lattice.extent, b);
+      const Scaled<T> likelihood = s.likelihoods[b], alpha = numbers.alphas(t, u);
+      for (int a = 0; a < num_arcs; ++a) {
+        own[a] = Posterior(alpha, ArcBeta(lattice, numbers.betas, t, u, a), likelihood);
       }
+    } else {
+      for (int a = 0; a < num_arcs; ++a) own[a] = lattice.extent.valid ? T(0) : T(NAN);
     }
+    __syncwarp();
+    const int64_t columns = s.batch.columns - first < kWarp ? s.batch.columns - first : kWarp;
+    T* const posteriors = s.posteriors + (row * s.batch.columns + first) * num_arcs;
+    for (int n = lane; n < columns * num_arcs; n += kWarp) posteriors[n] = staged[warp][n];
+    __syncwarp();
   }
 }
 
-// What a block of this device may have of shared memory.
-cudaError_t SharedBytes(int64_t& bytes) {
-  int device = 0, most = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  bytes = most;
-  return error;
+template <typename T, typename Numbers>
+Status ComputePosteriors(const LatticeStage<T>& s, cudaStream_t stream) {
+  if (!s.posteriors) return {};
+  const int64_t tiles = (s.batch.columns + kWarp - 1) / kWarp;
+  const int64_t pieces = s.batch.size * s.batch.max_frames * tiles;
+  const Grid grid{dim3(BlocksFor((pieces + kWarpsPerBlock - 1) / kWarpsPerBlock)),
+                  kWarpsPerBlock * kWarp};
+  return Launch("PosteriorsKernel", PosteriorsKernel<T, Numbers>, grid, stream, s);
 }
 
 }  // namespace
 
+int64_t Workspace::NumbersPerUtterance(int64_t frames, int64_t columns, int64_t,
+                                       bool with_posteriors) {
+  // Of the fast sweep, in float32; the simple one needs fewer.
+  const int64_t words =
+      SweepStore::WordsPerUtterance(Tiling::Of(frames, columns), with_posteriors ? 2 : 1);
+  return words * int64_t{sizeof(uint64_t) / sizeof(float)} + kNumbersPerLikelihood;
+}
+
 template <typename T>
 Status ComputeLattice(const LatticeStage<T>& stage, cudaStream_t stream) {
-  int64_t shared_bytes = 0;
-  const cudaError_t error = SharedBytes(shared_bytes);
-  if (error != cudaSuccess) return {error, "SweepKernel"};
-  const std::optional<SweepPlan> plan = PlanSweep(stage, shared_bytes);
-  const Status status = plan ? SweepFast(stage, *plan, stream) : SweepSimply(stage, stream);
-  if (!status.ok() || !stage.posteriors) return status;
-  const Grid grid{dim3(BlocksFor(stage.batch.size * stage.batch.max_frames)), 256};
-  return Launch("PosteriorsKernel", PosteriorsKernel<T>, grid, stream, stage);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (const std::optional<SweepPlan> plan = PlanSweep(stage)) {
+      const Status status = SweepFast(stage, *plan, stream);
+      return status.ok() ? ComputePosteriors<T, ByTiles>(stage, stream) : status;
+    }
+  }
+  const Status status = SweepSimply(stage, stream);
+  return status.ok() ? ComputePosteriors<T, ByDiagonals<T>>(stage, stream) : status;
 }
 
 template Status ComputeLattice(const LatticeStage<float>&, cudaStream_t);

@@ -1,367 +1,462 @@
-// The fast sweep: alphas and betas of an utterance in a block each.
+// The fast sweep: a block for each tile of 32 columns, direction and utterance.
 //
-// Both directions are one walk. Its rows are i = 0..T: frames t = i forward, t = T - i
-// backward; its columns are j = 0..U: u = j forward, u = U - j backward. It starts with
-// One at (0, 0), a node forward and the final node backward, and what a node holds
-// travels on: the label arc's share to column j + 1 of the same row, a blank's to row
-// i + duration of its own column. An arc that is not there has weight Zero, so nothing
-// below asks whether one is.
+// One warp walks, a lane in each column, and the others bring the weights, exponentials of the arc
+// log-probabilities, a chunk of 8 steps ahead: two slots of shared memory change hands at a
+// barrier a chunk. What a tile's last column sends to the right goes through global memory to
+// another block, which may be on another multiprocessor: all tiles of a lattice are under way at
+// once, each 4 chunks behind the one to its left. Blocks take tiles in order, by a counter, so
+// that whoever waits for a tile waits for a block that is running or done.
 //
-// A lane owns a column and is one row behind the lane to its left, so a warp's lanes
-// are on one anti-diagonal: in the diagonal order all that they read and write is
-// contiguous. In a step a lane
-//   - takes the label's share from its left neighbour by a shuffle, the blank's from
-//     its own last step in a register, a longer blank's from a ring in shared memory
-//     where it was put `duration` steps ago (early: not on the critical path);
-//   - sums them (the law's SumOverArcs), stores the number, and sends it on.
-// The critical path of a step is one product, one shuffle and one sum. The weights are
-// converted from logarithms before (WeightsKernel) and come into shared memory by
-// asynchronous copies several steps ahead.
+// In a step a lane takes what its left neighbour sent in the step before, adds what its own
+// blanks have brought, and has the number of its node. It then sends on: times the blanks'
+// weights into a window of the next 8 steps of its own column, times the labels' to the right.
 //
-// Warps meet at a barrier every kChunk steps only: a warp is kLag chunks behind the
-// warp to its left, whose last lane has by then put the rows that are needed next into
-// a small ring between the two. Columns beyond the block's width are walked in further
-// rounds ("tiles"), each of which finds its left neighbour's numbers in the workspace.
-#include <cuda_pipeline.h>
-
+// Numbers are doubles in a unit of 2^unit, which each lane has for itself and changes once a
+// chunk: so a product with a weight and its sum are one instruction, and 2^-750 to 2^100 is room
+// for a dozen steps of 1e-18 each. A chunk that leaves it, or has a weight that is no normal
+// float, or was sent numbers that fit into no unit, is done by ExactChunk.
+#include "cuda/exact_chunk.h"
 #include "cuda/sweep.h"
-
-extern __shared__ __align__(16) unsigned char dynamic_shared[];
 
 namespace mbrnnt::cuda {
 namespace {
 
-constexpr int kChunk = 8;
-// The left warp's last lane is kWarp - 1 rows behind its first.
-constexpr int kLag = (kChunk + kWarp - 1 + kChunk - 1) / kChunk;
-// Rows between two warps: at most kChunk * kLag - (kWarp - 1) + kChunk are on their way.
-constexpr int kHandoverRows = 32;
-static_assert(kChunk * kLag - (kWarp - 1) + kChunk <= kHandoverRows, "the ring is too short");
-constexpr int kMaxThreads = 512;
-constexpr int kPrefetched = 8;  // steps: they take about as long as memory does
-constexpr int64_t kMaxFrames = int64_t{1} << 30, kMaxRow = int64_t{1} << 31;  // of 32-bit numbers
+constexpr int kProducers = 128, kThreads = kWarp + kProducers;
+constexpr int kNodesPerProducer = kBlock / kProducers;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Weights [B, rows, planes, U+1] in the diagonal order; Zero for an arc that is not there.
-template <typename T>
-__global__ void __launch_bounds__(128) WeightsKernel(const __grid_constant__ LatticeStage<T> s,
-                                                     const __grid_constant__ SweepPlan plan) {
-  const DiagonalOrder order(s.batch);
-  const int64_t columns = s.batch.columns, rows = s.batch.max_frames;
-  for (int64_t block = blockIdx.x; block < s.batch.size * rows; block += gridDim.x) {
-    const int64_t b = block / rows, row = block % rows;
-    const Lattice<T> lattice = s.LatticeOf(b);
-    Scaled<T>* weights = s.weights + block * plan.num_planes * columns;
-    for (int64_t u = threadIdx.x; u <= lattice.extent.labels; u += blockDim.x) {
-      const int64_t t = order.RowOf(row, rows - order.RowOf(0, u));  // t + u is in this row
-      if (t >= lattice.extent.frames) continue;
-      for (int p = 0; p < plan.num_planes; ++p) {
-        const int a = plan.arcs[p];
-        weights[p * columns + u] =
-            lattice.HasArc(t, u, a) ? lattice.Weight(t, u, a) : Scaled<T>::Zero();
-      }
+// A number of a chunk that is not 0 lies between these powers of 2, in its lane's unit. Then its
+// products with weights are normal, and what a left neighbour's unit is too small to bring, by
+// 2^-1023, does not matter here.
+constexpr int kLeastExponent = -750, kMostExponent = 100;
+// But a 0 here is not to be believed where the left neighbour's unit is so much smaller.
+constexpr int kHonestZero = -100;
+
+// The arcs that a build of the sweep has in registers: labels of durations 0 to kLongestLabel, and
+// blanks of the durations whose bits are set.
+template <int kLongestLabel, uint32_t kBlankBits>
+struct Planes {
+  static constexpr int kLabels = kLongestLabel + 1;
+  static constexpr int kCount = kLabels + __builtin_popcount(kBlankBits);
+  static_assert(kLongestLabel <= kChunk && kBlankBits < 2u << kChunk, "the windows are a chunk");
+  static_assert(kCount <= SweepPlan::kMaxPlanes, "the plan has no room");
+
+  static constexpr MBRNNT_HD Arc At(int plane) {
+    if (plane < kLabels) return {plane, 1};
+    int duration = 0;
+    for (int left = plane - kLabels; left >= 0; --left) {
+      do ++duration;
+      while ((kBlankBits >> duration & 1u) == 0);
     }
+    return {duration, 0};
   }
-}
-
-template <typename T>
-__device__ __forceinline__ Scaled<T> ShuffleUp(Scaled<T> x) {
-  return {__shfl_up_sync(0xffffffffu, x.mantissa, 1), __shfl_up_sync(0xffffffffu, x.exponent, 1)};
-}
-
-// The shared memory of one warp, in rows of one Scaled for each of its lanes: distances
-// between rows are known when compiling.
-template <typename T>
-class WarpRows {
- public:
-  __device__ __forceinline__ WarpRows(const SweepPlan& plan, unsigned char* memory, int warp)
-      : lane_(reinterpret_cast<Scaled<T>*>(memory) + warp * plan.rows * kWarp +
-              threadIdx.x % kWarp),
-        from_left_(lane_ - threadIdx.x % kWarp + (plan.rows - 1) * kWarp),
-        to_right_(from_left_ + plan.rows * kWarp) {}
-
-  // What the warp to the left has sent for a row of the walk, and this one sends on.
-  __device__ __forceinline__ Scaled<T>& FromLeft(int row) const { return At(from_left_, row); }
-  __device__ __forceinline__ Scaled<T>& ToRight(int row) const { return At(to_right_, row); }
-
-  // The calling lane's number in a row: first the weights of the steps ahead, a row for
-  // each plane, then the rings, then the row of the hand-over.
-  __device__ __forceinline__ Scaled<T>* Row(int row) const { return lane_ + row * kWarp; }
-  __device__ __forceinline__ Scaled<T>* Weights(int step, int num_planes) const {
-    return Row((step & (kPrefetched - 1)) * num_planes);
+  static constexpr MBRNNT_HD int Of(Arc arc) {  // -1: not here
+    for (int p = 0; p < kCount; ++p) {
+      if (At(p).duration == arc.duration && At(p).emits == arc.emits) return p;
+    }
+    return -1;
   }
-  static int64_t FirstRingRow(int64_t num_planes) { return kPrefetched * num_planes; }
-  __device__ __forceinline__ void Clear(int num_rows) const {
-    for (int row = 0; row < num_rows; ++row) *Row(row) = Scaled<T>::Zero();
-  }
-
- private:
-  static __device__ __forceinline__ Scaled<T>& At(Scaled<T>* handover, int row) {
-    static_assert(kHandoverRows == kWarp, "the ring between two warps is one row");
-    return handover[row & (kHandoverRows - 1)];
-  }
-
-  Scaled<T>* const lane_;
-  Scaled<T>* const from_left_;
-  Scaled<T>* const to_right_;
 };
 
-// One lane's walk down its column of a tile. kRings: the number of longer blanks, or
-// -1 where it is known to the plan alone.
-template <typename T, int kRings, bool kForward>
-class ColumnWalk {
+// Weights of a chunk, as floats that are 0 or normal, four steps of a lane together.
+template <typename P>
+struct WeightSlot {
+  float4 weights[P::kCount][2][kWarp];
+  uint4 exact;  // of each warp that brings them: one is no such float
+
+  __device__ __forceinline__ float& At(int plane, int lane, int step) {
+    return reinterpret_cast<float*>(&weights[plane][step / 4][lane])[step % 4];
+  }
+};
+static_assert(kProducers / kWarp == 4, "a word for each warp");
+
+// ---- the warps that bring weights ------------------------------------------------------
+
+template <typename P>
+class Producer {
  public:
-  __device__ __forceinline__ ColumnWalk(const LatticeStage<T>& s, const SweepPlan& plan,
-                                        unsigned char* memory, const Extent& extent, int tile)
-      : s_(s),
-        plan_(plan),
-        warp_(threadIdx.x / kWarp),
-        lane_(threadIdx.x % kWarp),
-        shared_(plan, memory, warp_),
-        num_frames_(static_cast<int>(extent.frames)),
-        j_(tile + static_cast<int>(threadIdx.x)),
-        last_j_(static_cast<int>(extent.labels)),
-        columns_(static_cast<uint32_t>(s.batch.columns)),
-        weights_row_(columns_ * num_planes()),
-        order_(s.batch),
-        numbers_(s.batch, kForward ? s.alphas : s.betas, blockIdx.x),
-        own_numbers_(numbers_.data + ColumnOf(j_)),
-        own_weights_(s.weights + blockIdx.x * s.batch.NodesPerUtterance() * num_planes() +
-                     ColumnOf(j_)) {
-    // A warp is on one anti-diagonal: t + u = i + j forward, T + U - (i + j) backward.
-    const int64_t first_diagonal = j_ - lane_;
-    const int64_t rows = order_.rows;
-    const int64_t diagonal =
-        kForward ? first_diagonal : extent.frames + extent.labels - first_diagonal;
-    row_ = prefetched_row_ = static_cast<int>((diagonal % rows + rows) % rows);
-    for (int r = 0; r < num_rings(); ++r) slots_[r] = plan_.rings[r].first_row;
-  }
+  __device__ __forceinline__ Producer(const TileWalk& walk, const SweepPlan& plan)
+      : walk_(walk), plan_(plan), thread_(static_cast<int>(threadIdx.x) - kWarp) {}
 
-  // Nothing is on its way.
-  __device__ __forceinline__ void Clear() { shared_.Clear(plan_.rows); }
-  __device__ __forceinline__ void Start() {
-    for (int step = 0; step < kPrefetched - 1; ++step) Prefetch(step);
-  }
-
-  // What column `tile - 1` sends to the tile's first column in rows [first, first + kChunk).
-  __device__ __forceinline__ void TakeFromTileBefore(int first) {
-    const int i = first + lane_;
-    if (lane_ < kChunk && i <= num_frames_) {
-      const int t = FrameOf(i), u = ColumnOf(j_ - lane_ - 1);
-      Scaled<T> label = Scaled<T>::Zero();
-      if (t < num_frames_) {
-        label = numbers_(t, u);
-        if (kForward) label = Multiply(label, WeightsAt(order_.RowOf(t, u))[u - ColumnOf(j_)]);
-      }
-      shared_.FromLeft(i) = label;
-    }
-    __syncwarp();
-  }
-
-  __device__ __forceinline__ void Step(int step) {
-    Prefetch(step + kPrefetched - 1);
-    __pipeline_wait_prior(kPrefetched - 1);
-    const Scaled<T>* weights = shared_.Weights(step, num_planes());
-    const auto send = [&](int plane, Scaled<T> number) {
-      return kForward ? Multiply(weights[plane * kWarp], number) : number;
-    };
-    const auto receive = [&](int plane, Scaled<T> share) {
-      return kForward ? share : Multiply(weights[plane * kWarp], share);
-    };
-
-    const int i = step - lane_;
-    label_ = ShuffleUp(label_);
-    if (lane_ == 0) label_ = shared_.FromLeft(step);
-    Scaled<T> number = SumOverArcs<T>(num_planes(), [&](int plane) {
-      if (plane == 0) return receive(plane, label_);
-      if (plane == 1) return receive(plane, blank_);
-      return receive(plane, *shared_.Row(slots_[plane - 2]));
-    });
-    const bool start = i == 0 && j_ == 0;
-    // Backward, row 0 is no frame: it holds the final node alone.
-    if (kForward ? start : i <= 0) number = start ? Scaled<T>::One() : Scaled<T>::Zero();
-
-    label_ = send(0, number);
-    blank_ = send(1, number);
+  // Arc log-probabilities of a chunk, which are on their way until Store.
+  __device__ __forceinline__ void Load(int chunk) {
 #pragma unroll
-    for (int r = 0; r < num_rings(); ++r) {
-      *shared_.Row(slots_[r]) = send(2 + r, number);
-      if (++slots_[r] == plan_.rings[r].end_row) slots_[r] = plan_.rings[r].first_row;
+    for (int n = 0; n < kNodesPerProducer; ++n) {
+      const int i = walk_.RowOf(chunk * kChunk + StepOf(), LaneOf(n)), j = walk_.ColumnOf(LaneOf(n));
+#pragma unroll
+      for (int p = 0; p < P::kCount; ++p) {
+        const int a = plan_.arcs[p];
+        log_probs_[n][p] = -INFINITY;
+        if (a >= 0 && walk_.HasArc(i, j, a)) log_probs_[n][p] = walk_.ArcLogProb(i, j, a);
+        // Past the last row a number stays what it is: a 0 would look like an underflow.
+        if (p == plan_.keep && i >= walk_.tiling.frames) log_probs_[n][p] = 0;
+      }
     }
-    if (lane_ == kWarp - 1 && warp_ + 1 < static_cast<int>(blockDim.x / kWarp)) {
-      shared_.ToRight(i) = label_;
+  }
+  __device__ __forceinline__ void Store(WeightSlot<P>& slot) const {
+    bool exact = false;
+#pragma unroll
+    for (int n = 0; n < kNodesPerProducer; ++n) {
+#pragma unroll
+      for (int p = 0; p < P::kCount; ++p) {
+        const float x = log_probs_[n][p];
+        exact |= !(fabsf(x + 33.5f) <= 46.5f) && x != -INFINITY;  // not from -80 to 13, or NaN
+        slot.At(p, LaneOf(n), StepOf()) = Exponential<float>::Of(x);
+      }
     }
-    if (IsNode(i)) own_numbers_[static_cast<uint64_t>(columns_) * Unsigned(row_)] = number;
-    if (kForward && i == num_frames_ && j_ == last_j_) StoreLikelihood(s_, blockIdx.x, number);
-    row_ = NextRow(row_);
+    exact = __any_sync(kAllLanes, exact);
+    if (thread_ % kWarp == 0) (&slot.exact.x)[thread_ / kWarp] = exact;
   }
 
  private:
-  __device__ __forceinline__ int num_rings() const {
-    return kRings >= 0 ? kRings : plan_.num_planes - 2;
-  }
-  __device__ __forceinline__ int num_planes() const { return 2 + num_rings(); }
-  __device__ __forceinline__ int FrameOf(int i) const { return kForward ? i : num_frames_ - i; }
-  __device__ __forceinline__ int ColumnOf(int j) const { return kForward ? j : last_j_ - j; }
-  __device__ __forceinline__ bool IsNode(int i) const {
-    return static_cast<unsigned>(FrameOf(i)) < static_cast<unsigned>(num_frames_) && j_ <= last_j_;
-  }
-  __device__ __forceinline__ int NextRow(int row) const {
-    const int rows = static_cast<int>(order_.rows);
-    if (kForward) return row + 1 == rows ? 0 : row + 1;
-    return row == 0 ? rows - 1 : row - 1;
-  }
-  // The label arc's weight in the lane's own column; the other planes are columns_ apart.
-  __device__ __forceinline__ const Scaled<T>* WeightsAt(int64_t row) const {
-    return own_weights_ + static_cast<uint64_t>(weights_row_) * Unsigned(row);
-  }
-  // One factor of a product of 32-bit numbers, which is one instruction.
-  static __device__ __forceinline__ uint32_t Unsigned(int64_t x) {
-    return static_cast<uint32_t>(x);
-  }
-  // The weights of a step to come. Where the lane is on no node then, what is there
-  // stays: Zero before its first row, and after its last one nobody looks any more.
-  __device__ __forceinline__ void Prefetch(int step) {
-    if (IsNode(step - lane_)) {
-      Scaled<T>* to = shared_.Weights(step, num_planes());
-      const Scaled<T>* from = WeightsAt(prefetched_row_);
-#pragma unroll
-      for (int plane = 0; plane < num_planes(); ++plane) {
-        __pipeline_memcpy_async(to + plane * kWarp, from + static_cast<uint64_t>(columns_) * plane,
-                                sizeof(Scaled<T>));
-      }
-    }
-    __pipeline_commit();
-    prefetched_row_ = NextRow(prefetched_row_);
+  // Eight threads are on one frame, in columns side by side: they read one piece of memory, and a
+  // warp writes to 32 banks.
+  __device__ __forceinline__ int StepOf() const { return thread_ % kChunk; }
+  __device__ __forceinline__ int LaneOf(int n) const {
+    return (n * (kProducers / kChunk) + thread_ / kChunk + thread_ % kChunk) % kWarp;
   }
 
-  const LatticeStage<T>& s_;
+  const TileWalk& walk_;
   const SweepPlan& plan_;
-  const int warp_, lane_;
-  const WarpRows<T> shared_;
-  const int num_frames_, j_, last_j_;
-  const uint32_t columns_, weights_row_;
-  const DiagonalOrder order_;
-  const DiagonalNumbers<T> numbers_;
-  Scaled<T>* const own_numbers_;
-  const Scaled<T>* const own_weights_;
-  int row_, prefetched_row_;                                         // of the diagonal order
-  Scaled<T> label_ = Scaled<T>::Zero(), blank_ = Scaled<T>::Zero();  // sent in the last step
-  // The row of each ring that is read and then written in this step.
-  int slots_[kRings >= 0 ? kRings + 1 : kMaxArcs];
+  const int thread_;
+  float log_probs_[kNodesPerProducer][P::kCount];
 };
 
-template <typename T, int kRings, bool kForward>
-__device__ __forceinline__ void Sweep(const LatticeStage<T>& s, const SweepPlan& plan) {
-  const Extent extent = s.batch.ExtentOf(blockIdx.x);
-  if (!extent.valid) {
-    if (kForward && threadIdx.x == 0) StoreLikelihood(s, blockIdx.x, Scaled<T>{T(NAN), T(0)});
+// ---- the warp that walks -----------------------------------------------------------------
+
+__device__ __forceinline__ double UnitFactor(int exponent) {  // 2^exponent, or 0 or infinity
+  return __hiloint2double(max(min(exponent + 1023, 2047), 0) << 20, 0);
+}
+
+// A weight's double, times 2^-896: the bits of a float that is 0 or normal in a double's place.
+__device__ __forceinline__ double SmallWeight(float weight) {
+  return DoubleOf(ShiftLeft29(__float_as_uint(weight)));
+}
+constexpr double kOfSmallWeight = 0x1p896;
+
+// What comes from the tile to the left in a chunk.
+struct LeftBorder {
+  uint64_t words[Borders::kWords] = {};
+
+  __device__ __forceinline__ void Load(const uint64_t* from) {
+#pragma unroll
+    for (int w = 0; w < Borders::kWords; w += 2) LoadRelaxed2(from + w, words[w], words[w + 1]);
+  }
+  __device__ __forceinline__ bool IsWritten() const {
+    uint64_t any = 0;
+#pragma unroll
+    for (int w = 0; w < Borders::kWords; ++w) any |= words[w];
+    return static_cast<int64_t>(any) >= 0;  // no word has kUnwritten's sign
+  }
+  __device__ __forceinline__ int exponent() const { return static_cast<int>(words[kChunk]); }
+};
+
+template <typename P>
+class Walker {
+ public:
+  __device__ __forceinline__ Walker(const TileWalk& walk, const SweepPlan& plan)
+      : walk_(walk),
+        plan_(plan),
+        lane_(static_cast<int>(threadIdx.x)),
+        place_(walk.numbers.ChunkAt(walk.tile, 0)),
+        numbers_(walk.numbers.numbers + place_ * kBlock + NodeNumbers::Within(lane_, 0)),
+        exponents_(walk.numbers.exponents + place_ * kWarp + lane_),
+        bordered_chunks_(walk.BorderedChunks()),
+        left_words_(walk.borders.To(walk.tile, 0)) {
+    if (bordered_chunks_ > 0) border_.Load(left_words_);
+  }
+
+  __device__ __forceinline__ void Chunk(int chunk, const WeightSlot<P>& slot) {
+    const bool bordered = chunk < bordered_chunks_;
+    if (bordered) {
+      while (!__all_sync(kAllLanes, border_.IsWritten())) border_.Load(left_words_);
+    }
+    const uint4 exact = slot.exact;
+    bool fast = (exact.x | exact.y | exact.z | exact.w) == 0;
+    if (bordered && border_.exponent() == kOwn) fast = false;
+    if (fast && stale_) fast = Rebuild(chunk);
+    if (fast) fast = FastChunk(chunk, slot, bordered);
+    if (!fast) {
+      ExactChunk(walk_, plan_.blanks, plan_.labels, chunk, bordered ? left_words_ : nullptr);
+      stale_ = true;
+    }
+    left_words_ += Borders::kWords;
+    if (chunk + 1 < bordered_chunks_) border_.Load(left_words_);
+    numbers_ += kBlock;
+    exponents_ += kWarp;
+  }
+
+ private:
+  // The windows out of the numbers that are stored, if they fit into units.
+  __device__ __forceinline__ bool Rebuild(int chunk) {
+    Windows windows;
+    windows.unit = 0;
+    const bool fits = PendingWindows(walk_, plan_.blanks & ~plan_.long_blanks,
+                                     plan_.labels & ~plan_.long_labels, chunk, windows);
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) {
+      blanks_[k] = windows.blanks[k];
+      labels_[k] = windows.labels[k];
+    }
+    sent_ = windows.sent;
+    unit_ = windows.unit;
+    shift_ = 0;
+    alive_ = windows.alive;
+    left_unit_ = __shfl_up_sync(kAllLanes, unit_, 1);
+    stale_ = !__all_sync(kAllLanes, fits);
+    return !stale_;
+  }
+
+  // False if a number leaves the range: then nothing was stored or sent.
+  __device__ __forceinline__ bool FastChunk(int chunk, const WeightSlot<P>& slot, bool bordered) {
+    // A lane that has had nothing yet takes the unit of the nearest one to its left that has.
+    const uint32_t alive = __ballot_sync(kAllLanes, alive_);
+    if (alive != kAllLanes) {
+      const uint32_t before = alive & (kAllLanes >> (kWarp - 1 - lane_));
+      const int unit = __shfl_sync(kAllLanes, unit_, before != 0 ? 31 - __clz(before) : 0);
+      if (before != 0) {
+        unit_ = unit;
+      } else if (bordered) {
+        unit_ = border_.exponent();
+      }
+      left_unit_ = __shfl_up_sync(kAllLanes, unit_, 1);
+    }
+    if (lane_ == 0) left_unit_ = bordered ? border_.exponent() : unit_;
+    const double factor = UnitFactor(left_unit_ - unit_), none = 0;
+    const double left_factor = lane_ == 0 ? none : factor;
+    uint32_t zero = left_unit_ - unit_ < kHonestZero ? 0u : ~0u;  // added to a 0
+
+    const double rescale = UnitFactor(-shift_);
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) {
+      blanks_[k] *= rescale;
+      if (P::kLabels > 1) labels_[k] *= rescale;
+    }
+    sent_ *= rescale;
+    if (bordered) {
+      const double border_factor = lane_ == 0 ? factor : none;
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) {
+        blanks_[k] = fma(DoubleOf(border_.words[k]), border_factor, blanks_[k]);
+      }
+    }
+    if (walk_.StartsIn(chunk)) {
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) blanks_[k] += walk_.IsStart(chunk * kChunk + k, lane_);
+    }
+    if ((plan_.long_blanks | plan_.long_labels) != 0) AddLongArcs(chunk, zero);
+
+    double numbers[kChunk], sent[kChunk];
+    uint32_t smallest = ~0u, largest = 0;
+    int shift = 0, left_unit = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float4 weights[P::kCount];
+#pragma unroll
+      for (int p = 0; p < P::kCount; ++p) weights[p] = slot.weights[p][half][lane_];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int k = half * 4 + j;
+        const double left = __shfl_up_sync(kAllLanes, sent_, 1);
+        const double number = numbers[k] = fma(left, left_factor, blanks_[k]);
+        const auto high = static_cast<uint32_t>(__double2hiint(number));
+        smallest = min(high + zero, smallest);
+        largest = max(high, largest);
+        SendOn(number, k, weights, j);
+        sent[k] = sent_;
+        if (k == 4) {  // in the next unit this number is about 1
+          shift = high == 0 ? 0 : static_cast<int>(high >> 20) - 1023;
+          left_unit = __shfl_up_sync(kAllLanes, unit_ + shift, 1);
+        }
+      }
+    }
+    constexpr uint32_t kLeast = (1023u + kLeastExponent) << 20, kMost = (1023u + kMostExponent)
+                                                                        << 20;
+    if (!__all_sync(kAllLanes, smallest >= kLeast && largest <= kMost)) return false;
+
+#pragma unroll
+    for (int k = 0; k < kChunk; k += 2) {
+      const ulonglong2 two = {BitsOf(numbers[k]), BitsOf(numbers[k + 1])};
+      __stcg(reinterpret_cast<ulonglong2*>(numbers_ + NodeNumbers::Within(0, k)), two);
+    }
+    __stcg(exponents_, unit_);
+    uint64_t* right = walk_.RightBorder(chunk);
+    if (right != nullptr && lane_ == kWarp - 1) {
+#pragma unroll
+      for (int k = 0; k < kChunk; k += 2) {
+        StoreRelaxed2(right + k, BitsOf(sent[k]), BitsOf(sent[k + 1]));
+      }
+      StoreRelaxed2(right + kChunk, static_cast<uint32_t>(unit_), 0);
+    }
+    alive_ |= largest != 0;
+    unit_ += shift;
+    shift_ = shift;
+    left_unit_ = left_unit;
+    return true;
+  }
+
+  // Part j of the weights is step k's.
+  __device__ __forceinline__ void SendOn(double number, int k, const float4 (&weights)[P::kCount],
+                                         int j) {
+    const double for_small_weights = number * kOfSmallWeight;
+    blanks_[k] = 0;
+    sent_ = labels_[k];
+    labels_[k] = 0;
+#pragma unroll
+    for (int p = 0; p < P::kCount; ++p) {
+      const float w = j == 0 ? weights[p].x : j == 1 ? weights[p].y : j == 2 ? weights[p].z : weights[p].w;
+      const Arc arc = P::At(p);
+      double& to = arc.emits == 0 ? blanks_[(k + arc.duration) % kChunk]
+                   : arc.duration == 0 ? sent_ : labels_[(k + arc.duration) % kChunk];
+      // The next lane waits for the label's share: its weight is made large, not the number.
+      to = arc.emits != 0 && arc.duration == 0
+               ? fma(number, SmallWeight(w) * kOfSmallWeight, to)
+               : fma(for_small_weights, SmallWeight(w), to);
+    }
+  }
+
+  // Arcs longer than a chunk come from numbers that are stored.
+  __device__ __forceinline__ void AddLongArcs(int chunk, uint32_t& zero) {
+#pragma unroll
+    for (int n = 0; n < 2 * kChunk; ++n) {
+      const int k = n % kChunk;
+      const Scaled<double> x = Pending(walk_, n < kChunk ? plan_.long_blanks : plan_.long_labels,
+                                       chunk * kChunk + k, chunk * kChunk);
+      const double above = fmax(x.exponent - unit_, -2000.0);
+      if (x.mantissa != 0 && above < kHonestZero) zero = 0;
+      (n < kChunk ? blanks_ : labels_)[k] += x.mantissa * UnitFactor(static_cast<int>(above));
+    }
+  }
+
+  const TileWalk& walk_;
+  const SweepPlan& plan_;
+  const int lane_;
+  const int64_t place_;
+  uint64_t* numbers_;
+  int32_t* exponents_;
+  const int bordered_chunks_;
+  const uint64_t* left_words_;
+  LeftBorder border_;
+  // On its way to the nodes of the next steps; to the right after these steps; after the last one.
+  double blanks_[kChunk] = {}, labels_[kChunk] = {}, sent_ = 0;
+  // The lane's unit, from which these numbers are still `shift` away, and its left neighbour's.
+  int unit_ = 0, shift_ = 0, left_unit_ = 0;
+  bool alive_ = false;  // there was a number
+  bool stale_ = false;  // the numbers on their way are not here, but to be found out
+};
+
+template <typename P>
+__global__ void __launch_bounds__(kThreads)
+    SweepKernel(const __grid_constant__ LatticeStage<float> s, const __grid_constant__ SweepPlan plan) {
+  __shared__ WeightSlot<P> slots[2];
+  __shared__ uint32_t taken;
+  const SweepStore store(s);
+  const int64_t walks = s.batch.size * (s.posteriors ? 2 : 1);
+  if (threadIdx.x == 0) taken = atomicAdd(reinterpret_cast<uint32_t*>(store.Shared()), 1u) + 1u;
+  __syncthreads();
+  const int64_t number = taken, walk_number = number % walks, b = walk_number % s.batch.size;
+
+  const Lattice<float> lattice = s.LatticeOf(b);
+  const TileWalk walk{lattice,
+                      Tiling::Of(lattice.extent.frames, lattice.extent.labels + 1),
+                      static_cast<int32_t>(lattice.extent.labels),
+                      static_cast<int32_t>(number / walks),
+                      walk_number < s.batch.size,
+                      store.Numbers(walk_number),
+                      store.LeftBorders(walk_number)};
+  if (!lattice.extent.valid && number < s.batch.size && threadIdx.x == 0) {
+    StoreLikelihood(s, b, Scaled<double>{NAN, 0});
+  }
+  if (walk.tile >= walk.tiling.tiles) return;
+
+  const int chunks = walk.tiling.Chunks(walk.tile);
+  if (threadIdx.x >= kWarp) {
+    Producer<P> producer(walk, plan);
+    producer.Load(0);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const Producer<P> loaded = producer;
+      producer.Load(chunk + 1);
+      loaded.Store(slots[chunk % 2]);
+      SyncBlock();
+    }
     return;
   }
-  const int warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;
-  // The last lane is on row T at step T + kWarp - 1.
-  const int own_chunks = (static_cast<int>(extent.frames) + kWarp + kChunk - 1) / kChunk;
-  for (int tile = 0; tile <= extent.labels; tile += blockDim.x) {
-    ColumnWalk<T, kRings, kForward> walk(s, plan, dynamic_shared, extent, tile);
-    walk.Clear();
-    __syncthreads();
-    walk.Start();
-    for (int chunk = 0; chunk < own_chunks + kLag * (num_warps - 1); ++chunk) {
-      const int own = chunk - kLag * warp;
-      if (own >= 0 && own < own_chunks) {
-        const int first = own * kChunk;
-        if (tile > 0 && warp == 0) walk.TakeFromTileBefore(first);
+  Walker<P> walker(walk, plan);
 #pragma unroll 1
-        for (int k = 0; k < kChunk; ++k) walk.Step(first + k);
-      }
-      __syncthreads();
-    }
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    SyncBlock();
+    walker.Chunk(chunk, slots[chunk % 2]);
+  }
+  // The final node.
+  const int lane = walk.labels % kWarp, step = walk.tiling.frames + lane;
+  if (walk.forward && walk.tile == walk.tiling.tiles - 1 && threadIdx.x == lane) {
+    StoreLikelihood(s, b, walk.numbers.At(walk.numbers.ChunkAt(walk.tile, step / kChunk), lane,
+                                          step % kChunk));
   }
 }
 
-template <typename T, int kRings>
-__global__ void __launch_bounds__(kMaxThreads, 1)
-    SweepKernel(const __grid_constant__ LatticeStage<T> s, const __grid_constant__ SweepPlan plan) {
-  if (blockIdx.y == 0) {
-    Sweep<T, kRings, true>(s, plan);
-  } else {
-    Sweep<T, kRings, false>(s, plan);
-  }
+// Builds in order of what they cost: RNN-T, multi-blank, TDT; the last one has everything.
+template <typename Body>
+void ForEachBuild(const Body& body) {
+  body(Planes<0, 0b10>());
+  body(Planes<0, 0b100010110>());
+  body(Planes<0, 0b111111110>());
+  body(Planes<4, 0b11110>());
+  body(Planes<8, 0b111111110>());
 }
 
 }  // namespace
 
-template <typename T>
-std::optional<SweepPlan> PlanSweep(const LatticeStage<T>& stage, int64_t shared_bytes) {
-  const Batch& batch = stage.batch;
-  SweepPlan plan = {};
-  int label = -1, blank = -1;
-  plan.num_planes = 2;
-  for (int a = 0; a < stage.table.size; ++a) {
-    const Arc arc = stage.table.arcs[a];
-    if (arc.emits) {
-      if (label >= 0 || arc.duration > 0) return {};
-      label = a;
-    } else if (arc.duration == 1 && blank < 0) {
-      blank = a;
-    } else if (arc.duration <= batch.max_frames) {  // a longer one is never there
-      plan.arcs[plan.num_planes++] = a;
+std::optional<SweepPlan> PlanSweep(const LatticeStage<float>& stage) {
+  constexpr int64_t kMost = int64_t{1} << 28;
+  if (stage.batch.max_frames > kMost || stage.batch.columns > kMost) return {};
+  std::optional<SweepPlan> best;
+  int build = 0;
+  ForEachBuild([&](auto planes) {
+    using P = decltype(planes);
+    SweepPlan plan = {};
+    plan.build = build++;
+    for (int32_t& a : plan.arcs) a = -1;
+    plan.keep = -1;
+    bool fits = !best;
+    for (int a = 0; a < stage.table.size; ++a) {
+      const Arc arc = stage.table.arcs[a];
+      if (arc.duration > stage.batch.max_frames) continue;  // never there
+      const uint32_t bit = 1u << a;
+      (arc.emits ? plan.labels : plan.blanks) |= bit;
+      const int p = P::Of(arc);
+      if (p < 0) {
+        (arc.emits ? plan.long_labels : plan.long_blanks) |= bit;
+        fits &= arc.duration >= kChunk;
+      } else {
+        fits &= plan.arcs[p] < 0;
+        plan.arcs[p] = a;
+      }
     }
-  }
-  if (label < 0 || blank < 0) return {};
-  plan.arcs[0] = label;
-  plan.arcs[1] = blank;
-  if (batch.max_frames > kMaxFrames || batch.columns * plan.num_planes >= kMaxRow) return {};
-
-  int64_t rows = WarpRows<T>::FirstRingRow(plan.num_planes);
-  for (int r = 0; r < plan.num_planes - 2; ++r) {
-    const int64_t end = rows + stage.table.arcs[plan.arcs[2 + r]].duration;
-    if (end > kMaxFrames) return {};
-    plan.rings[r] = {static_cast<int32_t>(rows), static_cast<int32_t>(end)};
-    rows = end;
-  }
-  ++rows;  // the hand-over
-  const int64_t warp_bytes = rows * kWarp * int64_t{sizeof(Scaled<T>)};
-  const int64_t wanted = (batch.columns + kWarp - 1) / kWarp, fitting = shared_bytes / warp_bytes;
-  int64_t warps = kMaxThreads / kWarp;
-  if (wanted < warps) warps = wanted;
-  if (fitting < warps) warps = fitting;
-  if (warps == 0) return {};
-  plan.rows = static_cast<int32_t>(rows);
-  plan.threads = static_cast<int32_t>(warps * kWarp);
-  plan.shared_bytes = warps * warp_bytes;
-  return plan;
+    for (int p = P::kCount - 1; p >= P::kLabels; --p) {
+      if (plan.arcs[p] >= 0) plan.keep = p;
+    }
+    if (fits) best = plan;
+  });
+  return best;
 }
 
-template <typename T>
-Status SweepFast(const LatticeStage<T>& stage, const SweepPlan& plan, cudaStream_t stream) {
-  const Grid for_weights{dim3(BlocksFor(stage.batch.size * stage.batch.max_frames)), 128};
-  const Status status = Launch("WeightsKernel", WeightsKernel<T>, for_weights, stream, stage, plan);
-  if (!status.ok()) return status;
-  const Grid grid{dim3(BlocksFor(stage.batch.size), stage.posteriors ? 2 : 1), plan.threads,
-                  plan.shared_bytes};
-  const auto launch = [&](auto* kernel) {
-    return Launch("SweepKernel", kernel, grid, stream, stage, plan);
-  };
-  if constexpr (sizeof(T) == sizeof(float)) {  // float64 is for checking: one kernel will do
-    switch (plan.num_planes - 2) {
-      case 0:
-        return launch(SweepKernel<T, 0>);
-      case 1:
-        return launch(SweepKernel<T, 1>);
-      case 2:
-        return launch(SweepKernel<T, 2>);
-      case 3:
-        return launch(SweepKernel<T, 3>);
-      case 4:
-        return launch(SweepKernel<T, 4>);
-    }
-  }
-  return launch(SweepKernel<T, -1>);
+Status SweepFast(const LatticeStage<float>& stage, const SweepPlan& plan, cudaStream_t stream) {
+  const SweepStore store(stage);
+  const Tiling room = Tiling::Of(stage.batch.max_frames, stage.batch.columns);
+  const int64_t blocks = room.tiles * stage.batch.size * (stage.posteriors ? 2 : 1);
+  if (blocks == 0) return {};
+  const cudaError_t error =
+      cudaMemsetAsync(store.Shared(), 0xff, store.SharedWords() * sizeof(uint64_t), stream);
+  if (error != cudaSuccess) return {error, "cudaMemsetAsync"};
+  Status status;
+  int build = 0;
+  ForEachBuild([&](auto planes) {
+    if (build++ != plan.build) return;
+    const Grid grid{dim3(BlocksFor(blocks)), kThreads};
+    status = Launch("SweepKernel", SweepKernel<decltype(planes)>, grid, stream, stage, plan);
+  });
+  return status;
 }
-
-template std::optional<SweepPlan> PlanSweep(const LatticeStage<float>&, int64_t);
-template std::optional<SweepPlan> PlanSweep(const LatticeStage<double>&, int64_t);
-template Status SweepFast(const LatticeStage<float>&, const SweepPlan&, cudaStream_t);
-template Status SweepFast(const LatticeStage<double>&, const SweepPlan&, cudaStream_t);
 
 }  // namespace mbrnnt::cuda

@@ -1,79 +1,66 @@
-// The two ways over the lattice's nodes that write alphas, betas, likelihoods and
-// losses: a simple one for any arc table, and a fast one for the usual ones.
+// The two ways over the lattice's nodes that write alphas, betas, likelihoods and losses: a simple
+// one, which is the law as it is written, and a fast one for float32.
 #pragma once
 
 #include <optional>
 
 #include "cuda/device.h"
+#include "cuda/tiles.h"
 #include "lattice/stages.h"
 
 namespace mbrnnt::cuda {
 
-// Row of node (t, u) in the diagonal order: the nodes of one anti-diagonal, which are
-// computed at once, are neighbours. Rows wrap, so that there are as many as frames.
-struct DiagonalOrder {
-  uint32_t rows;
+// Losses and likelihoods, both in their own place of the stage. `Number` may be wider than T.
+template <typename T, typename Number>
+__device__ __forceinline__ void StoreLikelihood(const LatticeStage<T>& s, int64_t b,
+                                                Scaled<Number> likelihood) {
+  s.likelihoods[b] = {static_cast<T>(likelihood.mantissa), static_cast<T>(likelihood.exponent)};
+  s.losses[b] = static_cast<T>(Loss(likelihood));
+}
 
-  explicit MBRNNT_HD DiagonalOrder(const Batch& batch)
-      : rows(batch.max_frames > 0 ? static_cast<uint32_t>(batch.max_frames) : 1) {}
-  MBRNNT_HD int64_t RowOf(int64_t t, int64_t u) const {
-    const uint32_t diagonal = static_cast<uint32_t>(t + u);
-    if (diagonal < rows) return diagonal;
-    // A division is slow, and fewer labels than frames need none.
-    return diagonal - rows < rows ? diagonal - rows : diagonal % rows;
-  }
-};
+// ---- simply ------------------------------------------------------------------------
+//
+// One block for an utterance and a direction, a barrier for every anti-diagonal. What the fast
+// sweep is tested against, and float64's, which is for checks.
 
-// Numbers of the nodes in the diagonal order.
+// The nodes' numbers in diagonal order: those of one anti-diagonal, which are computed at once, are
+// neighbours. Rows wrap, so that there are as many as frames.
 template <typename T>
 struct DiagonalNumbers {
   Scaled<T>* data;  // [rows, columns]
   int64_t columns;
-  DiagonalOrder order;
+  uint32_t rows;
 
-  MBRNNT_HD DiagonalNumbers(const Batch& batch, Scaled<T>* plane, int64_t b)
-      : data(plane + b * batch.NodesPerUtterance()), columns(batch.columns), order(batch) {}
+  // `walk` counts utterances, first all forward, then all backward.
+  MBRNNT_HD DiagonalNumbers(const LatticeStage<T>& s, int64_t walk)
+      : data(reinterpret_cast<Scaled<T>*>(s.workspace) + walk * s.batch.NodesPerUtterance()),
+        columns(s.batch.columns),
+        rows(s.batch.max_frames > 0 ? static_cast<uint32_t>(s.batch.max_frames) : 1) {}
   MBRNNT_HD Scaled<T>& operator()(int64_t t, int64_t u) const {
-    return data[order.RowOf(t, u) * columns + u];
+    return data[static_cast<uint32_t>(t + u) % rows * columns + u];
   }
 };
 
-// Losses and likelihoods, both in their own place of the stage.
-template <typename T>
-__device__ __forceinline__ void StoreLikelihood(const LatticeStage<T>& s, int64_t b,
-                                                Scaled<T> likelihood) {
-  s.likelihoods[b] = likelihood;
-  s.losses[b] = Loss(likelihood);
-}
-
-// One block for an utterance and a direction, a barrier for every anti-diagonal, and
-// the law as it is written. What the fast sweep is tested against.
 template <typename T>
 Status SweepSimply(const LatticeStage<T>& stage, cudaStream_t stream);
 
-// How the fast sweep goes about a lattice.
+// ---- by tiles ------------------------------------------------------------------------
+
+// How the fast sweep takes an arc table.
 struct SweepPlan {
-  // Its planes of weights: the label arc, the blank of one frame, then the longer
-  // blanks that fit into the padded frames. `arcs` says which arc of the table each is.
-  int32_t num_planes;
-  int32_t arcs[kMaxArcs];
-  // What a longer blank carries is on its way in a ring of rows, as many as it has frames.
-  struct Ring {
-    int32_t first_row, end_row;
-  };
-  Ring rings[kMaxArcs];  // of the planes from the third on
-  int32_t threads;       // columns at a time
-  int32_t rows;          // of shared memory, a Scaled for every thread each
-  int64_t shared_bytes;  // of all rows
+  static constexpr int kMaxPlanes = 17;
+  // Which of its builds, and which arc is which of its planes; -1 for none.
+  int32_t build;
+  int32_t arcs[kMaxPlanes];
+  int32_t keep;  // the plane of the shortest blank
+  // Arcs by kind, a bit for each: those of the planes, and longer ones.
+  uint32_t blanks, labels, long_blanks, long_labels;
 };
 
-// Nothing where the fast sweep cannot go: an arc table that is not a label of no
-// frame, a blank of one frame and longer blanks (TDT's), blanks so long that what they
-// carry does not fit into shared memory, sizes beyond 32 bits.
-template <typename T>
-std::optional<SweepPlan> PlanSweep(const LatticeStage<T>& stage, int64_t shared_bytes);
+// Nothing where the fast sweep cannot go: two arcs of one kind and duration, or sizes beyond
+// 32 bits.
+std::optional<SweepPlan> PlanSweep(const LatticeStage<float>& stage);
 
-template <typename T>
-Status SweepFast(const LatticeStage<T>& stage, const SweepPlan& plan, cudaStream_t stream);
+Status SweepFast(const LatticeStage<float>& stage, const SweepPlan& plan, cudaStream_t stream);
 
 }  // namespace mbrnnt::cuda

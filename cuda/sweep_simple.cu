@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(256)
   const bool forward = blockIdx.y == 0;
   const Lattice<T> lattice = s.LatticeOf(b);
   const Extent extent = lattice.extent;
-  const DiagonalNumbers<T> numbers(s.batch, forward ? s.alphas : s.betas, b);
+  const DiagonalNumbers<T> numbers(s, forward ? b : s.batch.size + b);
   const int64_t diagonals = extent.frames + extent.labels;
   for (int64_t step = 0; step < diagonals; ++step) {
     const int64_t diagonal = forward ? step : diagonals - 1 - step;

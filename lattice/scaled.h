@@ -112,6 +112,20 @@ MBRNNT_HD Scaled<T> Rescaled(Scaled<T> x) {
           x.exponent + (large ? Constant<T>(20) : shift)};
 }
 
+// Brings a mantissa of any size but a denormal one into [1, 2), one number at a time.
+template <typename T>
+MBRNNT_HD Scaled<T> Normalized(Scaled<T> x) {
+  using Traits = NumberTraits<T>;
+  using Bits = typename Traits::Bits;
+  if (x.mantissa == T(0)) return Scaled<T>::Zero();
+  if (!(x.mantissa < T(INFINITY))) return {T(NAN), x.exponent};
+  constexpr Bits kOne = Bits{Traits::kExponentBias} << Traits::kExponentBit;
+  constexpr Bits kFraction = (Bits{1} << Traits::kExponentBit) - 1;
+  const Bits bits = BitCast<Bits>(x.mantissa);
+  const int exponent = static_cast<int>(bits >> Traits::kExponentBit) - Traits::kExponentBias;
+  return {BitCast<T>((bits & kFraction) | kOne), x.exponent + T(exponent)};
+}
+
 // a / b as a plain number, for a <= b.
 template <typename T>
 MBRNNT_HD T Ratio(Scaled<T> a, Scaled<T> b) {

@@ -33,12 +33,8 @@ struct LatticeStage {
   const T* arc_log_probs;  // [B, T, U+1, A]
   T* losses;               // [B]
   T* posteriors;           // [B, T, U+1, A] or null
-  // Workspace: likelihoods, and what the GPU or the CPU keeps of the nodes, in its own order.
   Scaled<T>* likelihoods = nullptr;  // [B]
-  Scaled<T>* alphas = nullptr;       // [B, T, U+1]
-  Scaled<T>* betas = nullptr;        // [B, T, U+1], if posteriors are wanted
-  Scaled<T>* weights = nullptr;      // [B, T, A, U+1]
-  T* diagonals = nullptr;            // [B, as cpu::Workspace says]
+  T* workspace = nullptr;            // what a room keeps of the nodes, as its Workspace says
 
   MBRNNT_HD Lattice<T> LatticeOf(int64_t b) const {
     return {batch.ExtentOf(b), batch.columns, table,
