@@ -43,6 +43,7 @@ MESSAGES = {
     "exited_lanes": "exit",  # Seen by the lane that exits last, or by the one that comes too late.
     "lanes_that_never_were": "names lanes that have exited or never were: 0xfff00000",
     "spin_forever": "spins forever",
+    "spin_on_atomic": "spins forever",
     "misaligned_load": "access of 16 bytes at",
     "misaligned_copy": "not aligned",
     "change_source_of_copy": "was changed before the copy was done",

@@ -103,6 +103,21 @@ inline int __all_sync(unsigned mask, int predicate, simt::Site site = simt::Site
   return simt::Exchange("__all_sync", mask, predicate != 0, simt::kBallot, site) == mask;
 }
 
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value,
+                                  simt::Site site = simt::Site::Here()) {
+  return static_cast<unsigned>(
+      simt::Exchange("__reduce_max_sync", mask, value, simt::kMaximum, site));
+}
+inline int __reduce_max_sync(unsigned mask, int value, simt::Site site = simt::Site::Here()) {
+  constexpr unsigned kSign = 0x80000000u;  // The order of ints, shifted to that of unsigneds.
+  return static_cast<int>(__reduce_max_sync(mask, static_cast<unsigned>(value) ^ kSign, site) ^
+                          kSign);
+}
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value,
+                                 simt::Site site = simt::Site::Here()) {
+  return static_cast<unsigned>(simt::Exchange("__reduce_or_sync", mask, value, simt::kOr, site));
+}
+
 inline void __nanosleep(unsigned, simt::Site site = simt::Site::Here()) { simt::Yield(site); }
 
 // One OS thread runs the block: its memory accesses are in order.
@@ -164,6 +179,18 @@ void __stcg(T* p, simt::Same<T> value, simt::Site site = simt::Site::Here()) {
   simt::Store(p, value, site);
 }
 
+// ---------------------------------------------------------------- Atomics
+
+__forceinline__ unsigned atomicAdd(unsigned* p, unsigned x, simt::Site site = simt::Site::Here()) {
+  simt::CheckAligned(p, site);
+  return simt::AtomicAdd(p, x);
+}
+__forceinline__ int atomicAdd(int* p, int x, simt::Site site = simt::Site::Here()) {
+  simt::CheckAligned(p, site);
+  return static_cast<int>(
+      simt::AtomicAdd(reinterpret_cast<unsigned*>(p), static_cast<unsigned>(x)));
+}
+
 // ---------------------------------------------------------------- Arithmetic
 
 namespace simt {
@@ -185,11 +212,19 @@ inline float __int_as_float(int x) { return simt::BitCast<float>(x); }
 inline long long __double_as_longlong(double x) { return simt::BitCast<long long>(x); }
 inline double __longlong_as_double(long long x) { return simt::BitCast<double>(x); }
 
+inline int __double2hiint(double x) { return static_cast<int>(simt::BitCast<uint64_t>(x) >> 32); }
+inline int __double2loint(double x) { return static_cast<int>(simt::BitCast<uint64_t>(x)); }
+inline double __hiloint2double(int high, int low) {
+  const uint64_t upper = static_cast<uint32_t>(high), lower = static_cast<uint32_t>(low);
+  return simt::BitCast<double>(upper << 32 | lower);
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 
@@ -208,6 +243,7 @@ template <typename T, typename = std::enable_if_t<std::is_integral_v<T>>>
 constexpr T max(T a, T b) {
   return a < b ? b : a;
 }
+constexpr unsigned __viaddmin_u32(unsigned a, unsigned b, unsigned c) { return min(a + b, c); }
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }

@@ -211,6 +211,7 @@ class Engine {
   void SyncThreads(Site site);
   uint64_t Exchange(const char* collective, unsigned mask, uint64_t value, int source, Site site);
   void Yield(Site site);
+  void NoteProgress() { idle_ = 0; }
   Fiber& running() { return *running_; }
   int lane() const { return static_cast<int>(running_ - warp_->fibers); }
   void Describe() const;
@@ -456,15 +457,22 @@ uint64_t Engine::Exchange(const char* collective, unsigned mask, uint64_t value,
     // The last one hands out the results: nobody can overwrite a value that is still to be read.
     uint64_t values[kWarpSize];
     unsigned ballot = 0;
+    uint64_t maximum = 0, all_bits = 0;
     for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
       const int i = LowestBit(rest);
       values[i] = warp_->fibers[i].value;
       if (values[i] != 0) ballot |= Bit(i);
+      maximum = std::max(maximum, values[i]);
+      all_bits |= values[i];
     }
     for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
       Fiber& fiber = warp_->fibers[LowestBit(rest)];
       if (fiber.source == kBallot) {
         fiber.value = ballot;
+      } else if (fiber.source == kMaximum) {
+        fiber.value = maximum;
+      } else if (fiber.source == kOr) {
+        fiber.value = all_bits;
       } else {
         fiber.value = mask & Bit(fiber.source) ? values[fiber.source] : ~uint64_t{0};
       }
@@ -574,6 +582,25 @@ uint64_t Exchange(const char* collective, unsigned mask, uint64_t value, int sou
 int Lane() { return engine ? engine->lane() : 0; }
 
 void Yield(Site site) { Running("__nanosleep", site).Yield(site); }
+
+// ---------------------------------------------------------------- Atomics
+
+uint64_t AtomicLoad(const uint64_t* p, Site site) {
+  Running("an atomic load", site).Yield(site);
+  return *p;
+}
+
+void AtomicStore(uint64_t* p, uint64_t x) {
+  Running("an atomic store", kNowhere).NoteProgress();
+  *p = x;
+}
+
+unsigned AtomicAdd(unsigned* p, unsigned x) {
+  Running("atomicAdd", kNowhere).NoteProgress();
+  const unsigned before = *p;
+  *p = before + x;
+  return before;
+}
 
 // ---------------------------------------------------------------- Asynchronous copies
 

@@ -50,8 +50,8 @@ void SyncThreads(Site site);
 
 // Waits for all lanes of the mask. Every lane brings a value and gets the one of the lane `source`
 // (all bits 1 if the mask does not hold that lane), or, with kBallot, a mask of the lanes whose
-// value is not 0.
-inline constexpr int kBallot = -1;
+// value is not 0, or the largest of the values, or all their bits.
+inline constexpr int kBallot = -1, kMaximum = -2, kOr = -3;
 uint64_t Exchange(const char* collective, unsigned mask, uint64_t value, int source, Site site);
 
 // The running thread's place in its warp.
@@ -59,6 +59,12 @@ int Lane();
 
 // Lets others run; fails when that alone is what all of them keep doing.
 void Yield(Site site);
+
+// Atomic accesses to shared or global memory. A load lets others run, as Yield does, so that a
+// thread may wait for a value; it fails there, too.
+uint64_t AtomicLoad(const uint64_t* p, Site site);
+void AtomicStore(uint64_t* p, uint64_t x);
+unsigned AtomicAdd(unsigned* p, unsigned x);  // What was there before.
 
 // Asynchronous copies of the running thread. Between a copy and the wait for it the destination
 // holds NaN. Copies that no wait covers are dropped when the thread exits.

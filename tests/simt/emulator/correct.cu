@@ -10,6 +10,7 @@
 #include <cstring>
 #include <thread>
 
+#include "cuda/ptx.h"
 #include "lattice/number.h"
 #include "launch.h"
 
@@ -122,6 +123,9 @@ __global__ void Vote(int* broken) {
   const unsigned lane = threadIdx.x;
   EXPECT_IN_KERNEL(__ballot_sync(kAll, lane % 3 == 0) == 0x49249249u);
   EXPECT_IN_KERNEL(__any_sync(kAll, lane == 17) == 1 && __any_sync(kAll, 0) == 0);
+  EXPECT_IN_KERNEL(__reduce_max_sync(kAll, lane * 3u) == 93u);
+  EXPECT_IN_KERNEL(__reduce_max_sync(kAll, static_cast<int>(lane) - 40) == -9);
+  EXPECT_IN_KERNEL(__reduce_or_sync(kAll, 1u << lane % 5) == 31u);
   EXPECT_IN_KERNEL(__all_sync(kAll, 5) == 1 && __all_sync(kAll, lane != 17) == 0);
 
   // Two groups of the warp at different places at the same time, then one that exits.
@@ -217,6 +221,37 @@ __global__ void PassBaton(int* broken) {
   EXPECT_IN_KERNEL(baton == rounds * warps);
 }
 
+// Blocks draw their work from a counter, and each waits for what the one before it has left.
+__global__ void PassBetweenBlocks(int* broken, unsigned* counter, int* signed_counter,
+                                  uint64_t* slots) {
+  __shared__ unsigned drawn;
+  if (threadIdx.x == 0) drawn = atomicAdd(counter, 2u) / 2;
+  atomicAdd(signed_counter, -1);
+  __syncthreads();
+  const unsigned ticket = drawn, lane = threadIdx.x;
+  uint64_t first = ticket, second = lane;
+  uint64_t* const own = slots + 64 * ticket;
+  if (ticket > 0) {
+    do {
+      mbrnnt::cuda::LoadRelaxed2(own - 64 + 2 * lane, first, second);
+    } while (first != ticket || second != lane);
+    EXPECT_IN_KERNEL(mbrnnt::cuda::LoadRelaxed(own - 64) == ticket);
+  }
+  mbrnnt::cuda::StoreRelaxed2(own + 2 * lane, ticket + 1, lane);
+  if (ticket + 1 == gridDim.x) mbrnnt::cuda::StoreRelaxed(slots + 64 * gridDim.x + lane, first);
+}
+
+void CheckBetweenBlocks() {
+  const unsigned blocks = 7;
+  DeviceArray<unsigned> counter(std::vector<unsigned>{0});
+  DeviceArray<int> signed_counter(std::vector<int>{1});
+  DeviceArray<uint64_t> slots(size_t{64} * blocks + 32);
+  ExpectLaunch(blocks, 32, 0, PassBetweenBlocks, counter.data(), signed_counter.data(),
+               slots.data());
+  EXPECT(counter.Fetch()[0] == 2 * blocks && signed_counter.Fetch()[0] == 1 - 32 * 7);
+  EXPECT(slots.Fetch()[64 * blocks + 31] == blocks - 1);
+}
+
 // The largest dynamic shared memory: all of it is there.
 __global__ void FillShared(int* broken, int size) {
   const int n = static_cast<int>(blockDim.x), i = static_cast<int>(threadIdx.x);
@@ -269,11 +304,15 @@ __global__ void Calculate(int* broken) {
   EXPECT_IN_KERNEL(__longlong_as_double(__double_as_longlong(0.1)) == 0.1);
   EXPECT_IN_KERNEL(__popc(0xf0f0u) == 8 && __ffs(0) == 0 && __ffs(8) == 4);
   EXPECT_IN_KERNEL(__clz(0) == 32 && __clz(1) == 31 && __clz(-1) == 0);
+  EXPECT_IN_KERNEL(__hiloint2double(__double2hiint(-0.1), __double2loint(-0.1)) == -0.1);
+  EXPECT_IN_KERNEL(__double2hiint(1.0) == 0x3ff00000 && __double2loint(1.0) == 0);
+  EXPECT_IN_KERNEL(__viaddmin_u32(3, 4, 9) == 7 && __viaddmin_u32(3, 0xffffffffu, 1) == 1);
   EXPECT_IN_KERNEL(min(2, 3) == 2 && max(2u, 3u) == 3u && min(int64_t{-1}, int64_t{1}) == -1);
   EXPECT_IN_KERNEL(max(NAN, 1.0f) == 1.0f && min(2.0, 1.0) == 1.0 && fmaxf(1.0f, 2.0f) == 2.0f);
   EXPECT_IN_KERNEL(fminf(1.0f, -INFINITY) == -INFINITY && exp2f(3.0f) == 8.0f);
   // The product alone has no room for both of its ends.
   EXPECT_IN_KERNEL(__fmaf_rn(1.0f + 0x1p-20f, 1.0f - 0x1p-20f, -1.0f) == -0x1p-40f);
+  EXPECT_IN_KERNEL(__fma_rn(1.0 + 0x1p-40, 1.0 - 0x1p-40, -1.0) == -0x1p-80);
   EXPECT_IN_KERNEL(__expf(-INFINITY) == 0.0f && __expf(0.0f) == 1.0f && __logf(1.0f) == 0.0f);
   for (int i = -80; i <= 80; ++i) {
     const float x = static_cast<float>(i);
@@ -489,6 +528,7 @@ int main() {
   }
   ExpectLaunch(2, 200, 0, LeaveEarly);
   ExpectLaunch(2, {32, 4}, 0, PassBaton);
+  CheckBetweenBlocks();
   CheckVectors<int2>(8, 8);
   CheckVectors<int4>(16, 16);
   CheckVectors<uint2>(8, 8);

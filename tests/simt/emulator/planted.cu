@@ -3,8 +3,10 @@
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <cstring>
 
+#include "cuda/ptx.h"
 #include "launch.h"
 
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
@@ -173,6 +175,13 @@ __global__ void SpinForever(int* result) {
   while (*flag == 0) __nanosleep(100);
 }
 
+__global__ void SpinOnAtomic(int* result) {
+  uint64_t* const flag = reinterpret_cast<uint64_t*>(dynamic_shared);
+  while (mbrnnt::cuda::LoadRelaxed(flag) == ~uint64_t{0}) {
+  }
+  *result = 1;
+}
+
 // ---------------------------------------------------------------- Wrong addresses
 
 __global__ void BeyondDynamicShared(int* result) {
@@ -266,6 +275,7 @@ const Program kPrograms[] = {
     {"exited_lanes", ExitedLanes, 32},
     {"lanes_that_never_were", LanesThatNeverWere, 20},
     {"spin_forever", SpinForever, 64},
+    {"spin_on_atomic", SpinOnAtomic, 64},
     {"beyond_dynamic_shared", BeyondDynamicShared, 32},
     {"beyond_static_shared", BeyondStaticShared, 32},
     {"beyond_global", BeyondGlobal, 32},

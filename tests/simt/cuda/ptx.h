@@ -1,0 +1,38 @@
+// Stand-in for cuda/ptx.h, which is found here first: the words of that file that the emulator
+// cannot read, for they are PTX.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace mbrnnt::cuda {
+
+// ---------------------------------------------------------------- Relaxed accesses
+
+__forceinline__ uint64_t LoadRelaxed(const uint64_t* p, simt::Site site = simt::Site::Here()) {
+  simt::CheckAligned(p, site);
+  return simt::AtomicLoad(p, site);
+}
+
+__forceinline__ void StoreRelaxed(uint64_t* p, uint64_t x, simt::Site site = simt::Site::Here()) {
+  simt::CheckAligned(p, site);
+  simt::AtomicStore(p, x);
+}
+
+// 16 bytes at once, whose halves are atomic each for itself: one may be newer than the other.
+__forceinline__ void LoadRelaxed2(const uint64_t* p, uint64_t& a, uint64_t& b,
+                                  simt::Site site = simt::Site::Here()) {
+  simt::CheckAligned(reinterpret_cast<const ulonglong2*>(p), site);
+  a = simt::AtomicLoad(p, site);
+  b = simt::AtomicLoad(p + 1, site);
+}
+
+__forceinline__ void StoreRelaxed2(uint64_t* p, uint64_t a, uint64_t b,
+                                   simt::Site site = simt::Site::Here()) {
+  simt::CheckAligned(reinterpret_cast<const ulonglong2*>(p), site);
+  simt::AtomicStore(p, a);
+  simt::AtomicStore(p + 1, b);
+}
+
+}  // namespace mbrnnt::cuda
