@@ -10,9 +10,9 @@ namespace mbrnnt::cuda {
 
 // The walk through a tile in one direction, of one utterance.
 struct TileWalk {
-  Lattice<float> lattice;
+  Lattice<float, int32_t> lattice;
   Tiling tiling;
-  int32_t labels, tile;
+  int32_t tile;
   bool forward;
   NodeNumbers numbers;
   Borders borders;
@@ -22,19 +22,27 @@ struct TileWalk {
   }
   __device__ __forceinline__ int ColumnOf(int lane) const { return tile * kWarp + lane; }
 
-  // Arcs of the walk: those of the lattice, which backward lead from their heads to their tails.
-  // Both functions: of the arc a that leaves (i, j) in the walk's direction.
-  __device__ __forceinline__ bool HasArc(int i, int j, int a) const {
-    return lattice.HasArc(FrameOf(i, a), LabelOf(j, a), a);
+  // An arc that leaves (i, j) in the walk's direction: backward, one of the lattice that enters it.
+  __device__ __forceinline__ bool HasArc(int i, int j, Arc arc) const {
+    const int t = FrameOf(i), u = LabelOf(j);
+    return forward ? lattice.HasArc(t, u, arc)
+                   : lattice.HasArc(t - arc.duration, u - arc.emits, arc);
   }
-  __device__ __forceinline__ float ArcLogProb(int i, int j, int a) const {
-    return lattice.ArcLogProb(FrameOf(i, a), LabelOf(j, a), a);
+  // Its log-probability: of arc number a of the table, which is `arc`.
+  __device__ __forceinline__ float ArcLogProb(int i, int j, Arc arc, int a) const {
+    return LogProbs(i, j)[Offset(arc, a)];
+  }
+  // The same in two parts, the first of which is not memory where (i, j) is no node.
+  __device__ __forceinline__ const float* LogProbs(int i, int j) const {
+    return lattice.arc_log_probs +
+           (FrameOf(i) * lattice.columns + LabelOf(j)) * lattice.table.size;
+  }
+  __device__ __forceinline__ int Offset(Arc arc, int a) const {
+    const auto columns = static_cast<int>(lattice.columns);
+    return forward ? a : a - (arc.duration * columns + arc.emits) * lattice.table.size;
   }
 
   // The walk starts with One at (0, 0).
-  __device__ __forceinline__ bool StartsIn(int chunk) const {
-    return tile == 0 && chunk == tiling.Skew(0) / kChunk;
-  }
   __device__ __forceinline__ bool IsStart(int step, int lane) const {
     return tile == 0 && lane == 0 && step == tiling.Skew(0);
   }
@@ -48,12 +56,11 @@ struct TileWalk {
   }
 
  private:
-  // Of the lattice's node that has the arc.
-  __device__ __forceinline__ int FrameOf(int i, int a) const {
-    return forward ? i : tiling.frames - i - lattice.table.arcs[a].duration;
+  __device__ __forceinline__ int FrameOf(int i) const {
+    return forward ? i : lattice.extent.frames - i;
   }
-  __device__ __forceinline__ int LabelOf(int j, int a) const {
-    return forward ? j : labels - j - lattice.table.arcs[a].emits;
+  __device__ __forceinline__ int LabelOf(int j) const {
+    return forward ? j : lattice.extent.labels - j;
   }
 };
 
@@ -63,16 +70,17 @@ __device__ __forceinline__ Scaled<double> Sum(Scaled<double> a, Scaled<double> b
 
 // What some arcs (bits by number) bring from the nodes of the lane's own column before step
 // `known`: blanks to its node in `step`, labels to where the next column is a step later.
-static __device__ __noinline__ Scaled<double> Pending(const TileWalk& walk, uint32_t arcs, int step,
+static __device__ __attribute__((noinline)) Scaled<double> Pending(const TileWalk& walk, uint32_t arcs, int step,
                                                       int known) {
   const int lane = threadIdx.x % kWarp, j = walk.ColumnOf(lane);
   Scaled<double> sum = Scaled<double>::Zero();
 #pragma unroll 1
   for (; arcs != 0; arcs &= arcs - 1) {
     const int a = __ffs(static_cast<int>(arcs)) - 1;
-    const int from = step - walk.lattice.table.arcs[a].duration, i = walk.RowOf(from, lane);
-    if (from >= known || i < 0 || !walk.HasArc(i, j, a)) continue;
-    const Scaled<float> weight = FromLog(walk.ArcLogProb(i, j, a));
+    const Arc arc = walk.lattice.table.arcs[a];
+    const int from = step - arc.duration, i = walk.RowOf(from, lane);
+    if (from >= known || i < 0 || !walk.HasArc(i, j, arc)) continue;
+    const Scaled<float> weight = FromLog(walk.ArcLogProb(i, j, arc, a));
     const Scaled<double> number =
         walk.numbers.At(walk.numbers.ChunkAt(walk.tile, from / kChunk), lane, from % kChunk);
     sum = Sum(sum, Multiply(number, Scaled<double>{weight.mantissa, weight.exponent}));
@@ -81,7 +89,7 @@ static __device__ __noinline__ Scaled<double> Pending(const TileWalk& walk, uint
 }
 
 // `border`: what the tile's left neighbour has sent, or null.
-static __device__ __noinline__ void ExactChunk(const TileWalk& walk, uint32_t blanks,
+static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk, uint32_t blanks,
                                                uint32_t labels, int chunk, const uint64_t* border) {
   const int lane = threadIdx.x % kWarp, first = chunk * kChunk;
   const int64_t place = walk.numbers.ChunkAt(walk.tile, chunk);
@@ -96,7 +104,7 @@ static __device__ __noinline__ void ExactChunk(const TileWalk& walk, uint32_t bl
     if (lane == 0) {
       number = Scaled<double>::Zero();
       if (border != nullptr) {
-        number = Unpack(LoadRelaxed(border + k), static_cast<int32_t>(LoadRelaxed(border + kChunk)));
+        number = Unpack(border[k], static_cast<int32_t>(border[kChunk]));
       }
     }
     if (walk.IsStart(step, lane)) number = Sum(number, Scaled<double>::One());
@@ -114,38 +122,59 @@ struct Windows {
   double sent;                            // to the right in the step before
   int32_t unit;
   bool alive;  // anything at all
+
+  __device__ __forceinline__ double& At(int n) {
+    return n < kChunk ? blanks[n] : n < 2 * kChunk ? labels[n - kChunk] : sent;
+  }
+  // The step of At(n), which is not one of the chunk for the last.
+  static __device__ __forceinline__ int StepOf(int n, int chunk) {
+    return n < 2 * kChunk ? chunk * kChunk + n % kChunk : chunk * kChunk - 1;
+  }
 };
 
 // False if it does not fit into one unit.
-static __device__ __noinline__ bool PendingWindows(const TileWalk& walk, uint32_t blanks,
+static __device__ __attribute__((noinline)) bool PendingWindows(const TileWalk& walk, uint32_t blanks,
                                                    uint32_t labels, int chunk, Windows& windows) {
   constexpr double kMostUnit = 1 << 28, kRange = 600;
-  const int first = chunk * kChunk;
-  double* const to[2] = {windows.blanks, windows.labels};
   Scaled<double> all[2 * kChunk + 1];
   double most = -INFINITY, least = INFINITY;
 #pragma unroll 1
   for (int n = 0; n <= 2 * kChunk; ++n) {
-    const int step = n < 2 * kChunk ? first + n % kChunk : first - 1;
-    all[n] = Pending(walk, n < kChunk ? blanks : labels, step, first);
+    all[n] = Pending(walk, n < kChunk ? blanks : labels, Windows::StepOf(n, chunk), chunk * kChunk);
     if (all[n].mantissa == 0) continue;
     most = fmax(most, all[n].exponent);
     least = fmin(least, all[n].mantissa > 0 ? all[n].exponent : -INFINITY);
   }
   windows.alive = most > -INFINITY;
-  if (windows.alive && !(fabs(most) < kMostUnit && least > most - kRange)) return false;
-  if (windows.alive) windows.unit = static_cast<int32_t>(most);
+  windows.unit = 0;
+  if (windows.alive) {
+    if (!(fabs(most) < kMostUnit && least > most - kRange)) return false;
+    windows.unit = static_cast<int32_t>(most);
+  }
 #pragma unroll 1
   for (int n = 0; n <= 2 * kChunk; ++n) {
-    const double x =
-        windows.alive ? all[n].mantissa * PowerOfTwo(all[n].exponent - windows.unit) : 0;
-    if (n < 2 * kChunk) {
-      to[n / kChunk][n % kChunk] = x;
-    } else {
-      windows.sent = x;
-    }
+    windows.At(n) = all[n].mantissa * PowerOfTwo(all[n].exponent - windows.unit);
   }
   return true;
+}
+
+// What the sweep has not in its windows: the walk's start, and what these arcs bring. In the
+// windows' unit; returns by how much the smallest number is below it.
+static __device__ __attribute__((noinline)) double RestOfWindows(const TileWalk& walk,
+                                                                 uint32_t blanks, uint32_t labels,
+                                                                 int chunk, Windows& windows) {
+  double least = 0;
+#pragma unroll 1
+  for (int n = 0; n < 2 * kChunk; ++n) {
+    const int step = Windows::StepOf(n, chunk);
+    Scaled<double> x = Pending(walk, n < kChunk ? blanks : labels, step, chunk * kChunk);
+    if (n < kChunk && walk.IsStart(step, threadIdx.x % kWarp)) x = Sum(x, Scaled<double>::One());
+    const double above = x.exponent - windows.unit;
+    if (x.mantissa != 0) least = fmin(least, above);
+    // (What is too large for a double is for ExactChunk.)
+    windows.At(n) = above < 1000 ? x.mantissa * PowerOfTwo(above) : NAN;
+  }
+  return least;
 }
 
 }  // namespace mbrnnt::cuda

@@ -21,6 +21,11 @@ struct ByTiles {
       : alphas(s, extent, b, true), betas(s, extent, s.batch.size + b, false) {}
 };
 
+MBRNNT_HD int64_t TilesOf(const Batch& batch) { return (batch.columns + kWarp - 1) / kWarp; }
+MBRNNT_HD int64_t PiecesOf(const Batch& batch) {
+  return batch.size * batch.max_frames * TilesOf(batch);
+}
+
 // A warp for 32 columns of a frame, a lane for a node: what it has read is written by way of shared
 // memory, side by side, and may take the place of the arc log-probabilities.
 template <typename T, typename Numbers>
@@ -28,13 +33,16 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
     PosteriorsKernel(const __grid_constant__ LatticeStage<T> s) {
   __shared__ T staged[kWarpsPerBlock][kWarp * kMaxArcs];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, num_arcs = s.table.size;
-  const int64_t tiles = (s.batch.columns + kWarp - 1) / kWarp;
-  const int64_t pieces = s.batch.size * s.batch.max_frames * tiles;
+  const auto tiles = static_cast<uint32_t>(TilesOf(s.batch));
+  const auto frames = static_cast<uint32_t>(s.batch.max_frames);
+  const int64_t pieces = PiecesOf(s.batch);
   T* const own = staged[warp] + lane * num_arcs;
   for (int64_t piece = blockIdx.x * int64_t{kWarpsPerBlock} + warp; piece < pieces;
        piece += gridDim.x * int64_t{kWarpsPerBlock}) {
-    const int64_t row = piece / tiles, first = piece % tiles * kWarp, u = first + lane;
-    const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
+    // (More pieces than 32 bits count fit into no memory.)
+    const uint32_t row = static_cast<uint32_t>(piece) / tiles, b = row / frames;
+    const int64_t first = int64_t{static_cast<uint32_t>(piece) % tiles} * kWarp, u = first + lane;
+    const int64_t t = row - b * frames;
     const Lattice<T> lattice = s.LatticeOf(b);
     if (lattice.extent.Contains(t, u)) {
       const Numbers numbers(s, lattice.extent, b);
@@ -47,7 +55,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
     }
     __syncwarp();
     const int64_t columns = s.batch.columns - first < kWarp ? s.batch.columns - first : kWarp;
-    T* const posteriors = s.posteriors + (row * s.batch.columns + first) * num_arcs;
+    T* const posteriors = s.posteriors + (int64_t{row} * s.batch.columns + first) * num_arcs;
     for (int n = lane; n < columns * num_arcs; n += kWarp) posteriors[n] = staged[warp][n];
     __syncwarp();
   }
@@ -56,9 +64,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
 template <typename T, typename Numbers>
 Status ComputePosteriors(const LatticeStage<T>& s, cudaStream_t stream) {
   if (!s.posteriors) return {};
-  const int64_t tiles = (s.batch.columns + kWarp - 1) / kWarp;
-  const int64_t pieces = s.batch.size * s.batch.max_frames * tiles;
-  const Grid grid{dim3(BlocksFor((pieces + kWarpsPerBlock - 1) / kWarpsPerBlock)),
+  const Grid grid{dim3(BlocksFor((PiecesOf(s.batch) + kWarpsPerBlock - 1) / kWarpsPerBlock)),
                   kWarpsPerBlock * kWarp};
   return Launch("PosteriorsKernel", PosteriorsKernel<T, Numbers>, grid, stream, s);
 }

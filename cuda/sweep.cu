@@ -1,8 +1,8 @@
 // The fast sweep: a block for each tile of 32 columns, direction and utterance.
 //
-// One warp walks, a lane in each column, and the others bring the weights, exponentials of the arc
-// log-probabilities, a chunk of 8 steps ahead: two slots of shared memory change hands at a
-// barrier a chunk. What a tile's last column sends to the right goes through global memory to
+// One warp walks, a lane in each column, and the others bring what it needs a chunk of 8 steps
+// ahead, the weights, which are exponentials of the arc log-probabilities, and the numbers that
+// come from the left: two slots of shared memory change hands at a barrier a chunk. What a tile's last column sends to the right goes through global memory to
 // another block, which may be on another multiprocessor: all tiles of a lattice are under way at
 // once, each 4 chunks behind the one to its left. Blocks take tiles in order, by a counter, so
 // that whoever waits for a tile waits for a block that is running or done.
@@ -40,15 +40,20 @@ struct Planes {
   static constexpr int kCount = kLabels + __builtin_popcount(kBlankBits);
   static_assert(kLongestLabel <= kChunk && kBlankBits < 2u << kChunk, "the windows are a chunk");
   static_assert(kCount <= SweepPlan::kMaxPlanes, "the plan has no room");
+  static_assert(kBlankBits & 0b10, "the first blank is of one frame");
 
+  // Durations of the blanks, four bits each: with a known plane nothing is left of this.
+  static constexpr uint32_t Durations() {
+    uint32_t durations = 0;
+    for (int d = kChunk; d > 0; --d) {
+      if (kBlankBits >> d & 1u) durations = durations << 4 | uint32_t(d);
+    }
+    return durations;
+  }
+  static constexpr uint32_t kDurations = Durations();
   static constexpr MBRNNT_HD Arc At(int plane) {
     if (plane < kLabels) return {plane, 1};
-    int duration = 0;
-    for (int left = plane - kLabels; left >= 0; --left) {
-      do ++duration;
-      while ((kBlankBits >> duration & 1u) == 0);
-    }
-    return {duration, 0};
+    return {static_cast<int32_t>(kDurations >> 4 * (plane - kLabels) & 15u), 0};
   }
   static constexpr MBRNNT_HD int Of(Arc arc) {  // -1: not here
     for (int p = 0; p < kCount; ++p) {
@@ -58,11 +63,12 @@ struct Planes {
   }
 };
 
-// Weights of a chunk, as floats that are 0 or normal, four steps of a lane together.
+// What a chunk needs.
 template <typename P>
-struct WeightSlot {
-  float4 weights[P::kCount][2][kWarp];
-  uint4 exact;  // of each warp that brings them: one is no such float
+struct Slot {
+  float4 weights[P::kCount][2][kWarp];  // 0 or normal; four steps of a lane together
+  uint4 exact;                          // of each warp that brings them: there are others
+  alignas(16) uint64_t border[Borders::kWords];
 
   __device__ __forceinline__ float& At(int plane, int lane, int step) {
     return reinterpret_cast<float*>(&weights[plane][step / 4][lane])[step % 4];
@@ -76,36 +82,59 @@ template <typename P>
 class Producer {
  public:
   __device__ __forceinline__ Producer(const TileWalk& walk, const SweepPlan& plan)
-      : walk_(walk), plan_(plan), thread_(static_cast<int>(threadIdx.x) - kWarp) {}
+      : walk_(walk), plan_(plan), thread_(static_cast<int>(threadIdx.x) - kWarp) {
+    // A chunk further, all are so many frames further.
+    per_chunk_ = walk.LogProbs(kChunk, 0) - walk.LogProbs(0, 0);
+#pragma unroll
+    for (int n = 0; n < kNodesPerProducer; ++n) {
+      log_probs_of_[n] = walk.LogProbs(walk.RowOf(StepOf(), LaneOf(n)), walk.ColumnOf(LaneOf(n)));
+    }
+#pragma unroll
+    for (int p = 0; p < P::kCount; ++p) offsets_[p] = walk.Offset(P::At(p), plan.arcs[p]);
+  }
 
-  // Arc log-probabilities of a chunk, which are on their way until Store.
+  // Arc log-probabilities of a chunk, one after the other, which are on their way until Store.
   __device__ __forceinline__ void Load(int chunk) {
 #pragma unroll
     for (int n = 0; n < kNodesPerProducer; ++n) {
       const int i = walk_.RowOf(chunk * kChunk + StepOf(), LaneOf(n)), j = walk_.ColumnOf(LaneOf(n));
 #pragma unroll
       for (int p = 0; p < P::kCount; ++p) {
-        const int a = plan_.arcs[p];
-        log_probs_[n][p] = -INFINITY;
-        if (a >= 0 && walk_.HasArc(i, j, a)) log_probs_[n][p] = walk_.ArcLogProb(i, j, a);
+        const bool there = (plan_.arcs[p] >= 0) & walk_.HasArc(i, j, P::At(p));
+        float x = there ? log_probs_of_[n][offsets_[p]] : -INFINITY;
         // Past the last row a number stays what it is: a 0 would look like an underflow.
-        if (p == plan_.keep && i >= walk_.tiling.frames) log_probs_[n][p] = 0;
+        if (p == P::kLabels && i >= walk_.tiling.frames) x = 0;
+        log_probs_.of[n][p] = x;
       }
+      log_probs_of_[n] += per_chunk_;
     }
   }
-  __device__ __forceinline__ void Store(WeightSlot<P>& slot) const {
+  struct LogProbs {
+    float of[kNodesPerProducer][P::kCount];
+  };
+  __device__ __forceinline__ LogProbs Loaded() const { return log_probs_; }
+  __device__ __forceinline__ void Store(const LogProbs& log_probs, Slot<P>& slot) const {
     bool exact = false;
 #pragma unroll
     for (int n = 0; n < kNodesPerProducer; ++n) {
 #pragma unroll
       for (int p = 0; p < P::kCount; ++p) {
-        const float x = log_probs_[n][p];
-        exact |= !(fabsf(x + 33.5f) <= 46.5f) && x != -INFINITY;  // not from -80 to 13, or NaN
+        const float x = log_probs.of[n][p];
+        exact |= !(fabsf(x + 33.5f) <= 46.5f) & (x != -INFINITY);  // not from -80 to 13, or NaN
         slot.At(p, LaneOf(n), StepOf()) = Exponential<float>::Of(x);
       }
     }
     exact = __any_sync(kAllLanes, exact);
     if (thread_ % kWarp == 0) (&slot.exact.x)[thread_ / kWarp] = exact;
+  }
+  // Waits for the tile to the left, which is a block that has begun.
+  __device__ __forceinline__ void BringBorder(int chunk, Slot<P>& slot) const {
+    if (thread_ >= Borders::kWords || chunk >= walk_.BorderedChunks()) return;
+    const uint64_t* from = walk_.borders.To(walk_.tile, chunk) + thread_;
+    uint64_t word;
+    do word = LoadRelaxed(from);
+    while (word == Borders::kUnwritten);
+    slot.border[thread_] = word;
   }
 
  private:
@@ -116,10 +145,13 @@ class Producer {
     return (n * (kProducers / kChunk) + thread_ / kChunk + thread_ % kChunk) % kWarp;
   }
 
-  const TileWalk& walk_;
+  const TileWalk walk_;
   const SweepPlan& plan_;
   const int thread_;
-  float log_probs_[kNodesPerProducer][P::kCount];
+  int64_t per_chunk_;
+  const float* log_probs_of_[kNodesPerProducer];
+  int offsets_[P::kCount];
+  LogProbs log_probs_;
 };
 
 // ---- the warp that walks -----------------------------------------------------------------
@@ -134,23 +166,6 @@ __device__ __forceinline__ double SmallWeight(float weight) {
 }
 constexpr double kOfSmallWeight = 0x1p896;
 
-// What comes from the tile to the left in a chunk.
-struct LeftBorder {
-  uint64_t words[Borders::kWords] = {};
-
-  __device__ __forceinline__ void Load(const uint64_t* from) {
-#pragma unroll
-    for (int w = 0; w < Borders::kWords; w += 2) LoadRelaxed2(from + w, words[w], words[w + 1]);
-  }
-  __device__ __forceinline__ bool IsWritten() const {
-    uint64_t any = 0;
-#pragma unroll
-    for (int w = 0; w < Borders::kWords; ++w) any |= words[w];
-    return static_cast<int64_t>(any) >= 0;  // no word has kUnwritten's sign
-  }
-  __device__ __forceinline__ int exponent() const { return static_cast<int>(words[kChunk]); }
-};
-
 template <typename P>
 class Walker {
  public:
@@ -158,30 +173,26 @@ class Walker {
       : walk_(walk),
         plan_(plan),
         lane_(static_cast<int>(threadIdx.x)),
-        place_(walk.numbers.ChunkAt(walk.tile, 0)),
-        numbers_(walk.numbers.numbers + place_ * kBlock + NodeNumbers::Within(lane_, 0)),
-        exponents_(walk.numbers.exponents + place_ * kWarp + lane_),
+        rest_chunk_(plan.HasLongArcs() ? 0 : walk.tile == 0 ? walk.tiling.Skew(0) / kChunk : -1),
         bordered_chunks_(walk.BorderedChunks()),
-        left_words_(walk.borders.To(walk.tile, 0)) {
-    if (bordered_chunks_ > 0) border_.Load(left_words_);
+        has_right_(walk.tile + 1 < walk.tiling.tiles),
+        right_words_(walk.borders.To(walk.tile + 1, 0)) {
+    const int64_t place = walk.numbers.ChunkAt(walk.tile, 0);
+    numbers_ = walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane_, 0);
+    exponents_ = walk.numbers.exponents + place * kWarp + lane_;
   }
 
-  __device__ __forceinline__ void Chunk(int chunk, const WeightSlot<P>& slot) {
+  __device__ __forceinline__ void Chunk(int chunk, const Slot<P>& slot) {
     const bool bordered = chunk < bordered_chunks_;
-    if (bordered) {
-      while (!__all_sync(kAllLanes, border_.IsWritten())) border_.Load(left_words_);
+    const int border_unit = static_cast<int>(slot.border[kChunk]);
+    uint32_t unfit = slot.exact.x | slot.exact.y | slot.exact.z | slot.exact.w;
+    if (bordered && border_unit == kOwn) unfit = 1;
+    const bool ready = (unfit | stale_) == 0 || (unfit == 0 && Rebuild(chunk));
+    if (!ready || !FastChunk(chunk, slot, bordered, border_unit)) {
+      ExactChunk(walk_, plan_.blanks, plan_.labels, chunk, bordered ? slot.border : nullptr);
+      stale_ = 1;
     }
-    const uint4 exact = slot.exact;
-    bool fast = (exact.x | exact.y | exact.z | exact.w) == 0;
-    if (bordered && border_.exponent() == kOwn) fast = false;
-    if (fast && stale_) fast = Rebuild(chunk);
-    if (fast) fast = FastChunk(chunk, slot, bordered);
-    if (!fast) {
-      ExactChunk(walk_, plan_.blanks, plan_.labels, chunk, bordered ? left_words_ : nullptr);
-      stale_ = true;
-    }
-    left_words_ += Borders::kWords;
-    if (chunk + 1 < bordered_chunks_) border_.Load(left_words_);
+    if (chunk >= kLag) right_words_ += Borders::kWords;
     numbers_ += kBlock;
     exponents_ += kWarp;
   }
@@ -190,9 +201,9 @@ class Walker {
   // The windows out of the numbers that are stored, if they fit into units.
   __device__ __forceinline__ bool Rebuild(int chunk) {
     Windows windows;
-    windows.unit = 0;
     const bool fits = PendingWindows(walk_, plan_.blanks & ~plan_.long_blanks,
                                      plan_.labels & ~plan_.long_labels, chunk, windows);
+    if (!__all_sync(kAllLanes, fits)) return false;
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       blanks_[k] = windows.blanks[k];
@@ -201,50 +212,47 @@ class Walker {
     sent_ = windows.sent;
     unit_ = windows.unit;
     shift_ = 0;
-    alive_ = windows.alive;
+    seen_ = windows.alive;
     left_unit_ = __shfl_up_sync(kAllLanes, unit_, 1);
-    stale_ = !__all_sync(kAllLanes, fits);
-    return !stale_;
+    stale_ = 0;
+    return true;
   }
 
   // False if a number leaves the range: then nothing was stored or sent.
-  __device__ __forceinline__ bool FastChunk(int chunk, const WeightSlot<P>& slot, bool bordered) {
+  __device__ __forceinline__ bool FastChunk(int chunk, const Slot<P>& slot, bool bordered,
+                                            int border_unit) {
     // A lane that has had nothing yet takes the unit of the nearest one to its left that has.
-    const uint32_t alive = __ballot_sync(kAllLanes, alive_);
-    if (alive != kAllLanes) {
-      const uint32_t before = alive & (kAllLanes >> (kWarp - 1 - lane_));
+    const uint32_t seen = __ballot_sync(kAllLanes, seen_ != 0);
+    if (seen != kAllLanes) {
+      const uint32_t before = seen & (kAllLanes >> (kWarp - 1 - lane_));
       const int unit = __shfl_sync(kAllLanes, unit_, before != 0 ? 31 - __clz(before) : 0);
       if (before != 0) {
         unit_ = unit;
       } else if (bordered) {
-        unit_ = border_.exponent();
+        unit_ = border_unit;
       }
       left_unit_ = __shfl_up_sync(kAllLanes, unit_, 1);
     }
-    if (lane_ == 0) left_unit_ = bordered ? border_.exponent() : unit_;
+    const bool first = lane_ == 0;
+    if (first) left_unit_ = bordered ? border_unit : unit_;
     const double factor = UnitFactor(left_unit_ - unit_), none = 0;
-    const double left_factor = lane_ == 0 ? none : factor;
+    const double left_factor = first ? none : factor, border_factor = first ? factor : none;
     uint32_t zero = left_unit_ - unit_ < kHonestZero ? 0u : ~0u;  // added to a 0
 
     const double rescale = UnitFactor(-shift_);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       blanks_[k] *= rescale;
-      if (P::kLabels > 1) labels_[k] *= rescale;
+      labels_[k] *= rescale;
     }
     sent_ *= rescale;
     if (bordered) {
-      const double border_factor = lane_ == 0 ? factor : none;
 #pragma unroll
       for (int k = 0; k < kChunk; ++k) {
-        blanks_[k] = fma(DoubleOf(border_.words[k]), border_factor, blanks_[k]);
+        blanks_[k] = fma(DoubleOf(slot.border[k]), border_factor, blanks_[k]);
       }
     }
-    if (walk_.StartsIn(chunk)) {
-#pragma unroll
-      for (int k = 0; k < kChunk; ++k) blanks_[k] += walk_.IsStart(chunk * kChunk + k, lane_);
-    }
-    if ((plan_.long_blanks | plan_.long_labels) != 0) AddLongArcs(chunk, zero);
+    if (chunk == rest_chunk_) AddRest(chunk, zero);
 
     double numbers[kChunk], sent[kChunk];
     uint32_t smallest = ~0u, largest = 0;
@@ -270,8 +278,8 @@ class Walker {
         }
       }
     }
-    constexpr uint32_t kLeast = (1023u + kLeastExponent) << 20, kMost = (1023u + kMostExponent)
-                                                                        << 20;
+    constexpr uint32_t kLeast = uint32_t{1023 + kLeastExponent} << 20;
+    constexpr uint32_t kMost = uint32_t{1023 + kMostExponent} << 20;
     if (!__all_sync(kAllLanes, smallest >= kLeast && largest <= kMost)) return false;
 
 #pragma unroll
@@ -280,15 +288,14 @@ class Walker {
       __stcg(reinterpret_cast<ulonglong2*>(numbers_ + NodeNumbers::Within(0, k)), two);
     }
     __stcg(exponents_, unit_);
-    uint64_t* right = walk_.RightBorder(chunk);
-    if (right != nullptr && lane_ == kWarp - 1) {
+    if (has_right_ && chunk >= kLag && lane_ == kWarp - 1) {
 #pragma unroll
       for (int k = 0; k < kChunk; k += 2) {
-        StoreRelaxed2(right + k, BitsOf(sent[k]), BitsOf(sent[k + 1]));
+        StoreRelaxed2(right_words_ + k, BitsOf(sent[k]), BitsOf(sent[k + 1]));
       }
-      StoreRelaxed2(right + kChunk, static_cast<uint32_t>(unit_), 0);
+      StoreRelaxed2(right_words_ + kChunk, static_cast<uint32_t>(unit_), 0);
     }
-    alive_ |= largest != 0;
+    seen_ |= largest;
     unit_ += shift;
     shift_ = shift;
     left_unit_ = left_unit;
@@ -300,7 +307,7 @@ class Walker {
                                          int j) {
     const double for_small_weights = number * kOfSmallWeight;
     blanks_[k] = 0;
-    sent_ = labels_[k];
+    sent_ = P::kLabels > 1 ? labels_[k] : 0;
     labels_[k] = 0;
 #pragma unroll
     for (int p = 0; p < P::kCount; ++p) {
@@ -315,83 +322,116 @@ class Walker {
     }
   }
 
-  // Arcs longer than a chunk come from numbers that are stored.
-  __device__ __forceinline__ void AddLongArcs(int chunk, uint32_t& zero) {
+  // What comes seldom: the walk's start, and arcs longer than a chunk, whose numbers are stored.
+  // (Where there are such arcs, in every chunk.)
+  __device__ __forceinline__ void AddRest(int chunk, uint32_t& zero) {
+    rest_chunk_ += plan_.HasLongArcs();
+    Windows rest;
+    rest.unit = unit_;
+    if (RestOfWindows(walk_, plan_.long_blanks, plan_.long_labels, chunk, rest) < kHonestZero) {
+      zero = 0;
+    }
 #pragma unroll
-    for (int n = 0; n < 2 * kChunk; ++n) {
-      const int k = n % kChunk;
-      const Scaled<double> x = Pending(walk_, n < kChunk ? plan_.long_blanks : plan_.long_labels,
-                                       chunk * kChunk + k, chunk * kChunk);
-      const double above = fmax(x.exponent - unit_, -2000.0);
-      if (x.mantissa != 0 && above < kHonestZero) zero = 0;
-      (n < kChunk ? blanks_ : labels_)[k] += x.mantissa * UnitFactor(static_cast<int>(above));
+    for (int k = 0; k < kChunk; ++k) {
+      blanks_[k] += rest.blanks[k];
+      if (P::kLabels > 1) labels_[k] += rest.labels[k];
     }
   }
 
   const TileWalk& walk_;
   const SweepPlan& plan_;
   const int lane_;
-  const int64_t place_;
+  int rest_chunk_;  // where AddRest has to look next
+  const int bordered_chunks_;
+  const bool has_right_;
+  // In memory: this chunk's, and what is to be sent to the right next.
   uint64_t* numbers_;
   int32_t* exponents_;
-  const int bordered_chunks_;
-  const uint64_t* left_words_;
-  LeftBorder border_;
+  uint64_t* right_words_;
   // On its way to the nodes of the next steps; to the right after these steps; after the last one.
   double blanks_[kChunk] = {}, labels_[kChunk] = {}, sent_ = 0;
   // The lane's unit, from which these numbers are still `shift` away, and its left neighbour's.
   int unit_ = 0, shift_ = 0, left_unit_ = 0;
-  bool alive_ = false;  // there was a number
-  bool stale_ = false;  // the numbers on their way are not here, but to be found out
+  uint32_t seen_ = 0;   // not 0: there was a number
+  uint32_t stale_ = 0;  // not 0: what is on its way is not here, but to be found out
 };
 
 template <typename P>
-__global__ void __launch_bounds__(kThreads)
-    SweepKernel(const __grid_constant__ LatticeStage<float> s, const __grid_constant__ SweepPlan plan) {
-  __shared__ WeightSlot<P> slots[2];
-  __shared__ uint32_t taken;
-  const SweepStore store(s);
-  const int64_t walks = s.batch.size * (s.posteriors ? 2 : 1);
-  if (threadIdx.x == 0) taken = atomicAdd(reinterpret_cast<uint32_t*>(store.Shared()), 1u) + 1u;
-  __syncthreads();
-  const int64_t number = taken, walk_number = number % walks, b = walk_number % s.batch.size;
-
-  const Lattice<float> lattice = s.LatticeOf(b);
-  const TileWalk walk{lattice,
-                      Tiling::Of(lattice.extent.frames, lattice.extent.labels + 1),
-                      static_cast<int32_t>(lattice.extent.labels),
-                      static_cast<int32_t>(number / walks),
-                      walk_number < s.batch.size,
-                      store.Numbers(walk_number),
-                      store.LeftBorders(walk_number)};
-  if (!lattice.extent.valid && number < s.batch.size && threadIdx.x == 0) {
-    StoreLikelihood(s, b, Scaled<double>{NAN, 0});
+__device__ __forceinline__ void Produce(const TileWalk& walk, const SweepPlan& plan, int chunks,
+                                        Slot<P> (&slots)[2]) {
+  Producer<P> producer(walk, plan);
+  producer.Load(0);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const auto loaded = producer.Loaded();
+    producer.Load(chunk + 1);  // before anything waits for what was loaded
+    producer.Store(loaded, slots[chunk % 2]);
+    producer.BringBorder(chunk, slots[chunk % 2]);
+    SyncBlock();
   }
-  if (walk.tile >= walk.tiling.tiles) return;
+}
 
-  const int chunks = walk.tiling.Chunks(walk.tile);
-  if (threadIdx.x >= kWarp) {
-    Producer<P> producer(walk, plan);
-    producer.Load(0);
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      const Producer<P> loaded = producer;
-      producer.Load(chunk + 1);
-      loaded.Store(slots[chunk % 2]);
-      SyncBlock();
-    }
-    return;
-  }
+template <typename P>
+__device__ __forceinline__ void Walk(const TileWalk& walk, const SweepPlan& plan, int chunks,
+                                     const Slot<P> (&slots)[2]) {
   Walker<P> walker(walk, plan);
+  const Slot<P>*slot = &slots[0], *other = &slots[1];
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
     SyncBlock();
-    walker.Chunk(chunk, slots[chunk % 2]);
+    walker.Chunk(chunk, *slot);
+    const Slot<P>* const last = slot;
+    slot = other;
+    other = last;
+  }
+}
+
+template <typename P>
+__global__ void __launch_bounds__(kThreads, P::kLabels > 1 ? 2 : 3)
+    SweepKernel(const __grid_constant__ LatticeStage<float> s, const __grid_constant__ SweepPlan plan) {
+  __shared__ Slot<P> slots[2];
+  __shared__ uint32_t taken;
+  const SweepStore store(s);
+  const auto walks = static_cast<uint32_t>(s.batch.size * (s.posteriors ? 2 : 1));
+  if (threadIdx.x == 0) taken = atomicAdd(reinterpret_cast<uint32_t*>(store.Shared()), 1u) + 1u;
+  __syncthreads();
+  const uint32_t number = taken, walk_number = number % walks;
+  const int64_t b = walk_number < s.batch.size ? walk_number : walk_number - s.batch.size;
+
+  const Extent extent = s.batch.ExtentOf(b);
+  if (!extent.valid && number < s.batch.size && threadIdx.x == 0) {
+    StoreLikelihood(s, b, Scaled<double>{NAN, 0});
+  }
+  const auto frames = static_cast<int32_t>(extent.frames);
+  const auto labels = static_cast<int32_t>(extent.labels);
+  const auto tile = static_cast<int32_t>(number / walks);
+  const Tiling tiling = Tiling::Of(extent.frames, extent.labels + 1);
+  if (tile >= tiling.tiles) return;
+  // Each role has its own: the walker's is in memory, where ExactChunk looks for it.
+  const auto walk = [&](bool forward) {
+    return TileWalk{{{frames, labels, extent.valid}, s.batch.columns, s.table,
+                     s.arc_log_probs + b * s.batch.NodesPerUtterance() * s.table.size},
+                    tiling,
+                    tile,
+                    forward,
+                    store.Numbers(walk_number),
+                    store.LeftBorders(walk_number)};
+  };
+  const int chunks = tiling.Chunks(tile);
+  const bool forward = walk_number < s.batch.size;
+  if (threadIdx.x < kWarp) {
+    Walk<P>(walk(forward), plan, chunks, slots);
+  } else if (forward) {
+    Produce<P>(walk(true), plan, chunks, slots);
+  } else {
+    Produce<P>(walk(false), plan, chunks, slots);
   }
   // The final node.
-  const int lane = walk.labels % kWarp, step = walk.tiling.frames + lane;
-  if (walk.forward && walk.tile == walk.tiling.tiles - 1 && threadIdx.x == lane) {
-    StoreLikelihood(s, b, walk.numbers.At(walk.numbers.ChunkAt(walk.tile, step / kChunk), lane,
-                                          step % kChunk));
+  const int lane = labels % kWarp, step = frames + lane;
+  if (forward && tile == tiling.tiles - 1 &&
+      static_cast<int>(threadIdx.x) == lane) {
+    const NodeNumbers numbers = store.Numbers(walk_number);
+    StoreLikelihood(
+        s, b, numbers.At(numbers.ChunkAt(tile, step / kChunk), lane, step % kChunk));
   }
 }
 
@@ -408,8 +448,8 @@ void ForEachBuild(const Body& body) {
 }  // namespace
 
 std::optional<SweepPlan> PlanSweep(const LatticeStage<float>& stage) {
-  constexpr int64_t kMost = int64_t{1} << 28;
-  if (stage.batch.max_frames > kMost || stage.batch.columns > kMost) return {};
+  constexpr int64_t kMost = int64_t{1} << 28, kMostColumns = int64_t{1} << 20;
+  if (stage.batch.max_frames > kMost || stage.batch.columns > kMostColumns) return {};
   std::optional<SweepPlan> best;
   int build = 0;
   ForEachBuild([&](auto planes) {
@@ -417,7 +457,6 @@ std::optional<SweepPlan> PlanSweep(const LatticeStage<float>& stage) {
     SweepPlan plan = {};
     plan.build = build++;
     for (int32_t& a : plan.arcs) a = -1;
-    plan.keep = -1;
     bool fits = !best;
     for (int a = 0; a < stage.table.size; ++a) {
       const Arc arc = stage.table.arcs[a];
@@ -427,14 +466,11 @@ std::optional<SweepPlan> PlanSweep(const LatticeStage<float>& stage) {
       const int p = P::Of(arc);
       if (p < 0) {
         (arc.emits ? plan.long_labels : plan.long_blanks) |= bit;
-        fits &= arc.duration >= kChunk;
+        fits &= arc.duration >= kChunk && (!arc.emits || P::kLabels > 1);
       } else {
         fits &= plan.arcs[p] < 0;
         plan.arcs[p] = a;
       }
-    }
-    for (int p = P::kCount - 1; p >= P::kLabels; --p) {
-      if (plan.arcs[p] >= 0) plan.keep = p;
     }
     if (fits) best = plan;
   });

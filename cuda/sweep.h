@@ -52,9 +52,10 @@ struct SweepPlan {
   // Which of its builds, and which arc is which of its planes; -1 for none.
   int32_t build;
   int32_t arcs[kMaxPlanes];
-  int32_t keep;  // the plane of the shortest blank
   // Arcs by kind, a bit for each: those of the planes, and longer ones.
   uint32_t blanks, labels, long_blanks, long_labels;
+
+  MBRNNT_HD bool HasLongArcs() const { return (long_blanks | long_labels) != 0; }
 };
 
 // Nothing where the fast sweep cannot go: two arcs of one kind and duration, or sizes beyond

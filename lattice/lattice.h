@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "lattice/macros.h"
 #include "lattice/scaled.h"
@@ -37,17 +38,21 @@ struct ArcTable {
 
 // The true size of one utterance inside its padded block. `valid` is false when
 // a length was negative or larger than the padded size; it holds no node then.
-struct Extent {
-  int64_t frames;  // T
-  int64_t labels;  // U
+template <typename Index>
+struct BasicExtent {
+  Index frames;  // T
+  Index labels;  // U
   bool valid;
 
-  MBRNNT_HD bool Contains(int64_t t, int64_t u) const {
-    return t >= 0 && t < frames && u >= 0 && u <= labels;
+  MBRNNT_HD bool Contains(Index t, Index u) const {
+    // (A negative number is a large unsigned one.)
+    using Unsigned = std::make_unsigned_t<Index>;
+    return (Unsigned(t) < Unsigned(frames)) & (Unsigned(u) < Unsigned(labels + 1));
   }
   // How many of a frame's columns are nodes: the first ones.
-  MBRNNT_HD int64_t ColumnsAt(int64_t t) const { return t < frames ? labels + 1 : 0; }
+  MBRNNT_HD Index ColumnsAt(Index t) const { return t < frames ? labels + 1 : 0; }
 };
+using Extent = BasicExtent<int64_t>;
 
 // A padded batch: `size` blocks of [max_frames, columns] nodes, columns = max U + 1.
 struct Batch {
@@ -68,26 +73,27 @@ struct Batch {
   }
 };
 
-template <typename T>
+// Nodes are counted in `Index`; a GPU has no 64-bit integers but what it makes of 32-bit ones.
+template <typename T, typename Index = int64_t>
 struct Lattice {
-  Extent extent;
+  BasicExtent<Index> extent;
   int64_t columns;
   const ArcTable& table;   // a GPU thread's own copy of it would be in slow memory
   const T* arc_log_probs;  // [max_frames, columns, table.size]
 
-  MBRNNT_HD T ArcLogProb(int64_t t, int64_t u, int a) const {
+  MBRNNT_HD T ArcLogProb(Index t, Index u, int a) const {
     return arc_log_probs[(t * columns + u) * table.size + a];
   }
-  MBRNNT_HD Scaled<T> Weight(int64_t t, int64_t u, int a) const {
+  MBRNNT_HD Scaled<T> Weight(Index t, Index u, int a) const {
     return FromLog(ArcLogProb(t, u, a));
   }
-  // Does arc a lead from (t, u), a node, to another one? To the final one only if it is a blank.
-  MBRNNT_HD bool HasArc(int64_t t, int64_t u, int a) const {
-    const Arc arc = table.arcs[a];
-    const int64_t to_t = t + arc.duration, to_u = u + arc.emits;
-    const bool to_final = to_t == extent.frames && to_u == extent.labels && !arc.emits;
-    return extent.Contains(t, u) && (extent.Contains(to_t, to_u) || to_final);
+  // Does such an arc lead from (t, u), a node, to another one? A blank of the last column may lead
+  // to the final one, which is a row further.
+  MBRNNT_HD bool HasArc(Index t, Index u, Arc arc) const {
+    const Index rows = extent.frames + (!arc.emits & (u == extent.labels));
+    return extent.Contains(t, u) & (u + arc.emits <= extent.labels) & (t + arc.duration < rows);
   }
+  MBRNNT_HD bool HasArc(Index t, Index u, int a) const { return HasArc(t, u, table.arcs[a]); }
 };
 
 // The recursions take alphas and betas as anything that is called with t and u: a traversal keeps

@@ -38,10 +38,6 @@ class Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "frames", "columns", "classes")]
 
 
-class Way(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("simple", "shared_bytes", "threads")]
-
-
 class Arcs(ctypes.Structure):
     """The lengths on the device and the arcs on the host, which it keeps alive."""
 
@@ -190,8 +186,7 @@ def run_pipeline(device, tally, case, seed):
 
     on_losses = device.empty(B * itemsize)
     workspace = device.workspace(shape, len(arcs), True, itemsize)
-    way = ctypes.byref(Way())
-    error = lib[f"lattice_{dtype}"](*at, way, on_arcs, on_losses, on_arcs, workspace)
+    error = lib[f"lattice_{dtype}"](*at, 0, on_arcs, on_losses, on_arcs, workspace)
     tally.must(name, error == 0, f"lattice: error {error}")
     losses, posteriors = reference.lattice(want, arcs, tl, ul)
     all_written = device.written(on_losses, B * itemsize)
@@ -245,7 +240,10 @@ def run_lattice(device, tally, case, seed):
     itemsize = np.dtype(real_type).itemsize
     arcs = [(d, emits, 0) for d, emits in case["table"]]
     tl, ul = lengths(case, rng, B, T, U1)
-    weights = rng.uniform(-8, 0, (B, T, U1, len(arcs))).astype(real_type)
+    weights = rng.uniform(-8, 0, (B, T, U1, len(arcs)))
+    for share, log_prob in case.get("rare", []):
+        weights[rng.random(weights.shape) < share] += log_prob
+    weights = weights.astype(real_type)
     if case.get("mask", True):
         weights[rng.random(weights.shape) < 0.05] = -INF
     for b in range(B):
@@ -255,9 +253,9 @@ def run_lattice(device, tally, case, seed):
     with_posteriors = case.get("posteriors", True)
     on_losses = device.empty(B * itemsize)
     on_posteriors = device.empty(weights.nbytes) if with_posteriors else Pointer()
-    way = Way(case.get("simple", False), case.get("shared_bytes", 0), case.get("threads", 0))
+    simple = case.get("simple", False)
     error = lib[f"lattice_{dtype}"](
-        ctypes.byref(shape), ctypes.byref(table), ctypes.byref(way),
+        ctypes.byref(shape), ctypes.byref(table), int(simple),
         device.put(weights), on_losses, on_posteriors,
         device.workspace(shape, len(arcs), with_posteriors, itemsize),
     )  # fmt: skip
@@ -267,8 +265,7 @@ def run_lattice(device, tally, case, seed):
     got = device.get(on_losses, losses.shape, real_type)
     tolerances = (1e-6, 2e-5) if f32 else (1e-14, 1e-12)
     tally.check(name, f"{dtype} lattice: losses", got, losses, *tolerances)
-    sweep_alone = way.simple or way.shared_bytes
-    if with_posteriors and not sweep_alone:
+    if with_posteriors and not simple:
         written = device.written(on_posteriors, weights.nbytes)
         tally.must(name, written, "posteriors: not all written")
         got = device.get(on_posteriors, posteriors.shape, real_type)

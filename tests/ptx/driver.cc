@@ -29,24 +29,12 @@ struct Arcs {
   }
 };
 
-// Which way over the nodes: as the room chooses, the simple one, or the fast one as if a block had
-// this many bytes of shared memory and at most so many threads (0: no such limit).
-struct Way {
-  int32_t simple, shared_bytes, threads;
-};
-
 namespace {
 
-constexpr int kNoWay = -1;
-
+// `simple`: the simple sweep alone, which the room takes for what the fast one cannot do.
 template <typename T>
-int RunLattice(const LatticeStage<T>& stage, const Way& way) {
-  if (way.simple) return cuda::SweepSimply(stage, nullptr).error;
-  if (way.shared_bytes == 0) return cuda::ComputeLattice(stage, nullptr).error;
-  std::optional<cuda::SweepPlan> plan = cuda::PlanSweep(stage, int64_t{way.shared_bytes});
-  if (!plan) return kNoWay;
-  if (way.threads > 0 && way.threads < plan->threads) plan->threads = way.threads;
-  return cuda::SweepFast(stage, *plan, nullptr).error;
+int RunLattice(const LatticeStage<T>& stage, bool simple) {
+  return (simple ? cuda::SweepSimply(stage, nullptr) : cuda::ComputeLattice(stage, nullptr)).error;
 }
 
 template <typename L>
@@ -65,12 +53,12 @@ struct Calls {
                                     static_cast<LogNormalizer<T>*>(log_normalizers)};
     return cuda::ComputeArcLogProbs(stage, nullptr).error;
   }
-  static int Lattice(const Shape& shape, const Arcs& arcs, const Way& way,
-                     const void* arc_log_probs, void* losses, void* posteriors, void* workspace) {
+  static int Lattice(const Shape& shape, const Arcs& arcs, bool simple, const void* arc_log_probs,
+                     void* losses, void* posteriors, void* workspace) {
     LatticeStage<T> stage{arcs.BatchOf(shape), arcs.Table(), static_cast<const T*>(arc_log_probs),
                           static_cast<T*>(losses), static_cast<T*>(posteriors)};
     cuda::Workspace::Place(static_cast<T*>(workspace), stage);
-    return RunLattice(stage, way);
+    return RunLattice(stage, simple);
   }
   static int LogitGradients(const Shape& shape, const Arcs& arcs, double fastemit, double clamp,
                             const void* logits, const int32_t* labels, const void* log_normalizers,
@@ -92,7 +80,7 @@ struct Calls {
 
 }  // namespace
 
-// Each returns the cudaError_t of the launches, or kNoWay.
+// Each returns the cudaError_t of the launches.
 #define CALLS(suffix, L)                                                                        \
   int arc_log_probs_##suffix(const Shape* shape, const Arcs* arcs, double sigma,                \
                              const void* logits, const int32_t* labels, void* arc_log_probs,    \
@@ -107,9 +95,10 @@ struct Calls {
     return Calls<L>::LogitGradients(*shape, *arcs, fastemit, clamp, logits, labels,             \
                                     log_normalizers, posteriors, cotangents, gradients);        \
   }                                                                                             \
-  int lattice_##suffix(const Shape* shape, const Arcs* arcs, const Way* way,                    \
+  int lattice_##suffix(const Shape* shape, const Arcs* arcs, int simple,                        \
                        const void* arc_log_probs, void* losses, void* posteriors, void* work) { \
-    return Calls<L>::Lattice(*shape, *arcs, *way, arc_log_probs, losses, posteriors, work);     \
+    return Calls<L>::Lattice(*shape, *arcs, simple != 0, arc_log_probs, losses, posteriors,     \
+                             work);                                                             \
   }
 
 extern "C" {

@@ -35,4 +35,11 @@ __forceinline__ void StoreRelaxed2(uint64_t* p, uint64_t a, uint64_t b,
   simt::AtomicStore(p + 1, b);
 }
 
+// ---------------------------------------------------------------- Barriers, arithmetic
+
+// One line for all that call it: its callers are at different ones.
+__forceinline__ void SyncBlock() { simt::SyncThreads(simt::Site::Here()); }
+
+__forceinline__ uint64_t ShiftLeft29(uint32_t x) { return uint64_t{x} << 29; }
+
 }  // namespace mbrnnt::cuda
