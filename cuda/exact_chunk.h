@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/ptx.h"
-#include "cuda/tiles.h"
+#include "cuda/sweep.h"
 
 namespace mbrnnt::cuda {
 
@@ -89,13 +89,14 @@ static __device__ __attribute__((noinline)) Scaled<double> Pending(const TileWal
 }
 
 // `border`: what the tile's left neighbour has sent, or null.
-static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk, uint32_t blanks,
-                                               uint32_t labels, int chunk, const uint64_t* border) {
+static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk,
+                                                            const SweepPlan& plan, int chunk,
+                                                            const uint64_t* border) {
   const int lane = threadIdx.x % kWarp, first = chunk * kChunk;
   const int64_t place = walk.numbers.ChunkAt(walk.tile, chunk);
   uint64_t* right = lane == kWarp - 1 ? walk.RightBorder(chunk) : nullptr;
   __stcg(walk.numbers.exponents + place * kWarp + lane, kOwn);
-  Scaled<double> sent = Pending(walk, labels, first - 1, first);
+  Scaled<double> sent = Pending(walk, plan.labels, first - 1, first);
 #pragma unroll 1
   for (int k = 0; k < kChunk; ++k) {
     const int step = first + k;
@@ -108,12 +109,12 @@ static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk
       }
     }
     if (walk.IsStart(step, lane)) number = Sum(number, Scaled<double>::One());
-    number = Sum(number, Pending(walk, blanks, step, step));
+    number = Sum(number, Pending(walk, plan.blanks, step, step));
     __stcg(walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane, k), PackOwn(number));
-    sent = Pending(walk, labels, step, step + 1);
+    sent = Pending(walk, plan.labels, step, step + 1);
     if (right != nullptr) StoreRelaxed(right + k, PackOwn(sent));
   }
-  if (right != nullptr) StoreRelaxed(right + kChunk, static_cast<uint32_t>(kOwn));
+  if (right != nullptr) StoreRelaxed2(right + kChunk, static_cast<uint32_t>(kOwn), 0);
 }
 
 // What is on its way when a chunk begins, in one unit for each lane.
@@ -126,21 +127,22 @@ struct Windows {
   __device__ __forceinline__ double& At(int n) {
     return n < kChunk ? blanks[n] : n < 2 * kChunk ? labels[n - kChunk] : sent;
   }
-  // The step of At(n), which is not one of the chunk for the last.
-  static __device__ __forceinline__ int StepOf(int n, int chunk) {
-    return n < 2 * kChunk ? chunk * kChunk + n % kChunk : chunk * kChunk - 1;
-  }
 };
 
 // False if it does not fit into one unit.
-static __device__ __attribute__((noinline)) bool PendingWindows(const TileWalk& walk, uint32_t blanks,
-                                                   uint32_t labels, int chunk, Windows& windows) {
+static __device__ __attribute__((noinline)) bool PendingWindows(const TileWalk& walk,
+                                                                const SweepPlan& plan, int chunk,
+                                                                Windows& windows) {
   constexpr double kMostUnit = 1 << 28, kRange = 600;
+  const int first = chunk * kChunk;
   Scaled<double> all[2 * kChunk + 1];
   double most = -INFINITY, least = INFINITY;
 #pragma unroll 1
   for (int n = 0; n <= 2 * kChunk; ++n) {
-    all[n] = Pending(walk, n < kChunk ? blanks : labels, Windows::StepOf(n, chunk), chunk * kChunk);
+    const int step = n == 2 * kChunk ? first - 1 : first + n % kChunk;
+    const uint32_t arcs = n < kChunk ? plan.blanks & ~plan.long_blanks
+                          : n < 2 * kChunk ? plan.labels & ~plan.long_labels : plan.labels;
+    all[n] = Pending(walk, arcs, step, first);
     if (all[n].mantissa == 0) continue;
     most = fmax(most, all[n].exponent);
     least = fmin(least, all[n].mantissa > 0 ? all[n].exponent : -INFINITY);
@@ -158,17 +160,19 @@ static __device__ __attribute__((noinline)) bool PendingWindows(const TileWalk& 
   return true;
 }
 
-// What the sweep has not in its windows: the walk's start, and what these arcs bring. In the
+// What the sweep has not in its windows: the walk's start, and what long arcs bring. In the
 // windows' unit; returns by how much the smallest number is below it.
 static __device__ __attribute__((noinline)) double RestOfWindows(const TileWalk& walk,
-                                                                 uint32_t blanks, uint32_t labels,
-                                                                 int chunk, Windows& windows) {
+                                                                 const SweepPlan& plan, int chunk,
+                                                                 Windows& windows) {
   double least = 0;
 #pragma unroll 1
   for (int n = 0; n < 2 * kChunk; ++n) {
-    const int step = Windows::StepOf(n, chunk);
-    Scaled<double> x = Pending(walk, n < kChunk ? blanks : labels, step, chunk * kChunk);
-    if (n < kChunk && walk.IsStart(step, threadIdx.x % kWarp)) x = Sum(x, Scaled<double>::One());
+    const int step = chunk * kChunk + n % kChunk;
+    const bool blanks = n < kChunk;
+    Scaled<double> x =
+        Pending(walk, blanks ? plan.long_blanks : plan.long_labels, step, chunk * kChunk);
+    if (blanks && walk.IsStart(step, threadIdx.x % kWarp)) x = Sum(x, Scaled<double>::One());
     const double above = x.exponent - windows.unit;
     if (x.mantissa != 0) least = fmin(least, above);
     // (What is too large for a double is for ExactChunk.)

@@ -16,7 +16,6 @@
 // for a dozen steps of 1e-18 each. A chunk that leaves it, or has a weight that is no normal
 // float, or was sent numbers that fit into no unit, is done by ExactChunk.
 #include "cuda/exact_chunk.h"
-#include "cuda/sweep.h"
 
 namespace mbrnnt::cuda {
 namespace {
@@ -129,11 +128,13 @@ class Producer {
   }
   // Waits for the tile to the left, which is a block that has begun.
   __device__ __forceinline__ void BringBorder(int chunk, Slot<P>& slot) const {
-    if (thread_ >= Borders::kWords || chunk >= walk_.BorderedChunks()) return;
-    const uint64_t* from = walk_.borders.To(walk_.tile, chunk) + thread_;
-    uint64_t word;
-    do word = LoadRelaxed(from);
-    while (word == Borders::kUnwritten);
+    if (thread_ >= Borders::kWords) return;
+    uint64_t word = 0;
+    if (chunk < walk_.BorderedChunks()) {
+      const uint64_t* from = walk_.borders.To(walk_.tile, chunk) + thread_;
+      do word = LoadRelaxed(from);
+      while (word == Borders::kUnwritten);
+    }
     slot.border[thread_] = word;
   }
 
@@ -189,8 +190,9 @@ class Walker {
     if (bordered && border_unit == kOwn) unfit = 1;
     const bool ready = (unfit | stale_) == 0 || (unfit == 0 && Rebuild(chunk));
     if (!ready || !FastChunk(chunk, slot, bordered, border_unit)) {
-      ExactChunk(walk_, plan_.blanks, plan_.labels, chunk, bordered ? slot.border : nullptr);
+      ExactChunk(walk_, plan_, chunk, bordered ? slot.border : nullptr);
       stale_ = 1;
+      if (plan_.HasLongArcs()) rest_chunk_ = chunk + 1;
     }
     if (chunk >= kLag) right_words_ += Borders::kWords;
     numbers_ += kBlock;
@@ -201,8 +203,7 @@ class Walker {
   // The windows out of the numbers that are stored, if they fit into units.
   __device__ __forceinline__ bool Rebuild(int chunk) {
     Windows windows;
-    const bool fits = PendingWindows(walk_, plan_.blanks & ~plan_.long_blanks,
-                                     plan_.labels & ~plan_.long_labels, chunk, windows);
+    const bool fits = PendingWindows(walk_, plan_, chunk, windows);
     if (!__all_sync(kAllLanes, fits)) return false;
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
@@ -325,12 +326,10 @@ class Walker {
   // What comes seldom: the walk's start, and arcs longer than a chunk, whose numbers are stored.
   // (Where there are such arcs, in every chunk.)
   __device__ __forceinline__ void AddRest(int chunk, uint32_t& zero) {
-    rest_chunk_ += plan_.HasLongArcs();
+    if (plan_.HasLongArcs()) rest_chunk_ = chunk + 1;
     Windows rest;
     rest.unit = unit_;
-    if (RestOfWindows(walk_, plan_.long_blanks, plan_.long_labels, chunk, rest) < kHonestZero) {
-      zero = 0;
-    }
+    if (RestOfWindows(walk_, plan_, chunk, rest) < kHonestZero) zero = 0;
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       blanks_[k] += rest.blanks[k];
