@@ -16,8 +16,7 @@ auto BindXlasStream() {
 
 // What a stage does is known from shapes and attributes: XLA may put it into a CUDA graph.
 struct OnXlasStream : Cuda {
-  static constexpr std::initializer_list<ffi::Traits> kTraits = {
-      ffi::Traits::kCmdBufferCompatible};
+  static constexpr std::initializer_list<ffi::Traits> kTraits = {ffi::Traits::kCmdBufferCompatible};
   static auto Bind() { return BindXlasStream<ffi::ExecutionStage::kExecute>(); }
 };
 
