@@ -369,6 +369,10 @@ def main() -> int:
     # Memory is taken as it is needed, so that PyTorch gets its own.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.95"
+    # The products are subtracted. Looking for the fastest way to compute them, in every process,
+    # takes longer than all that is measured; cuBLAS has a good guess.
+    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     todo = jobs(list(GOALS) if arguments.shapes == "design" else SMALL)
     failures = 0
     end = time.monotonic() + arguments.seconds

@@ -1,25 +1,29 @@
 #!/usr/bin/env bash
-# Everything that a GPU can tell about this project, in one call of at most ten minutes:
+# Everything that a GPU can tell about this project, in two calls of at most ten minutes each:
 #
-#     bash benchmarks/gpu_report.sh [--dry-run] [--espnet CHECKOUT] DIR
+#     bash benchmarks/gpu_report.sh [--dry-run] kernels DIR
+#     bash benchmarks/gpu_report.sh [--dry-run] [--espnet CHECKOUT] jax DIR
 #
-# Builds the package for this GPU, measures, tests and sanitizes it, and prints a short table
-# last. Needs no network. A step that fails or runs out of its time is a row of the table, and the
-# next one starts. Into DIR: summary.txt, the logs and the full numbers as CSV. --dry-run does on
-# a machine without a GPU what can be done there, with shapes to match.
+# `kernels` needs no JAX: it builds the CUDA kernels for this GPU, tests, sanitizes, times and
+# profiles them. `jax` installs the package into a temporary directory, runs the tests and times what
+# a user calls. Neither needs a network. What comes out is printed at once and kept in
+# DIR/kernels.txt or DIR/jax.txt; the logs and the full numbers as CSV are beside it. A step that
+# fails or runs out of its time is a row, and the next one starts. --dry-run does on a machine
+# without a GPU what can be done there, with shapes to match.
 set -uo pipefail
 
-dry_run=0 espnet="" dir=""
+usage="usage: $0 [--dry-run] [--espnet CHECKOUT] kernels|jax DIR"
+dry_run=0 espnet="" part="" dir=""
 while (($#)); do
   case "$1" in
     --dry-run) dry_run=1 ;;
     --espnet) espnet="$(realpath "$2")" && shift ;;
-    -*) echo "usage: $0 [--dry-run] [--espnet CHECKOUT] DIR" >&2 && exit 2 ;;
-    *) dir="$1" ;;
+    -*) echo "$usage" >&2 && exit 2 ;;
+    *) if [[ -z "$part" ]]; then part="$1"; else dir="$1"; fi ;;
   esac
   shift
 done
-[[ -n "$dir" ]] || { echo "usage: $0 [--dry-run] [--espnet CHECKOUT] DIR" >&2 && exit 2; }
+[[ -n "$dir" && "$part" =~ ^(kernels|jax)$ ]] || { echo "$usage" >&2 && exit 2; }
 if ((!dry_run)) && ! nvidia-smi -L >/dev/null 2>&1; then
   echo "$0: no NVIDIA GPU here (nvidia-smi -L); --dry-run does what needs none" >&2
   exit 2
@@ -30,6 +34,7 @@ mkdir -p "$dir" && dir="$(realpath "$dir")"
 work="$(mktemp -d)" && trap 'rm -rf "$work"' EXIT
 site="$work/site" # The package is installed here: nothing of the machine changes.
 cd "$root" || exit 2
+exec 3> >(tee "$dir/$part.txt") # What comes out.
 export PYTHONPATH="$site" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 
 deadline=${GPU_REPORT_SECONDS:-570} # what a caller's limit of ten minutes leaves
@@ -41,7 +46,7 @@ capability=90
 
 left() { echo $((deadline - SECONDS)); }
 
-row() { printf '%-22s %-22s %5s  %s\n' "$1" "$2" "$3" "$4" >>"$work/rows"; }
+row() { printf '%-22s %-22s %5s  %s\n' "$1" "$2" "$3" "$4" | tee -a "$work/rows" >&3; }
 
 # run NAME SECONDS LOG COMMAND...: a row with its outcome; `detail` adds to it. Interrupted at
 # its limit, so that pytest still sums up, and killed if it does not listen.
@@ -87,6 +92,9 @@ detail() {
   return 0
 }
 
+# measure NAME SECONDS COMMAND: what it says comes out line by line, then its row.
+measure() { run "$1" "$2" "$dir/benchmarks.log" bash -c "$3 >&3"; }
+
 skip() { row "$1" "skipped: ${2:-no GPU}" "" ""; }
 
 # ---- Facts ---------------------------------------------------------------------------
@@ -109,15 +117,15 @@ for name in ("jax", "jaxlib", "jax-cuda13-plugin", "numpy", "torch", "torchaudio
         found.append(f"no {name}")
 print(", ".join(found))
 EOF
-} >"$work/facts" 2>/dev/null
+  echo
+} 2>/dev/null >&3
 
-# ---- Build: the package, and beside it the programs without Python ----------------------
+# ---- The kernels --------------------------------------------------------------------------
 
 build_native() { # quietly in parallel; the linker says what is missing
   local objects=() source object
   mkdir -p "$work/native"
   for source in cuda/*.cu benchmarks/kernels.cu tests/native/cuda_test.cc; do
-    [[ -e $source ]] || continue
     object="$work/native/$(echo "$source" | tr '/.' '__').o"
     nvcc -x cu -std=c++17 -O3 -arch=sm_$capability -lineinfo -I. -c "$source" -o "$object" &
     [[ $source == cuda/* ]] && objects+=("$object")
@@ -134,8 +142,62 @@ build_native() { # quietly in parallel; the linker says what is missing
     "$work"/native/cpu_*.o -o "$work/cuda_test"
   [[ -x "$work/kernels" && -x "$work/cuda_test" ]]
 }
-export -f build_native
-export work capability
+
+sanitize() { # all at once: none is timed
+  local tool scale pids=()
+  for tool in memcheck synccheck initcheck racecheck; do
+    scale=4 # of the cases, one in so many
+    [[ $tool == memcheck ]] && scale=1
+    run "sanitizer $tool" 150 "$work/$tool.log" \
+      compute-sanitizer --tool "$tool" --error-exitcode 3 "$work/cuda_test" "$scale" &
+    pids+=($!)
+  done
+  wait "${pids[@]}"
+  cat "$work"/*check.log >>"$dir/native.log"
+}
+
+print_profile() { # ncu talks before and after its table
+  python3 -P - "$1" <<'EOF'
+import csv
+import sys
+
+lines = [line for line in open(sys.argv[1]).read().splitlines() if line.startswith('"')]
+units, *rows = csv.DictReader(lines)
+metrics = [name for name in units if "__" in name]
+print("ncu, " + ", ".join(name.split(".")[0] + f" [{units[name]}]" for name in metrics))
+for row in rows:
+    name = row["Kernel Name"].removeprefix("void ").replace("mbrnnt::", "")
+    print(f"{name[:50]:50}" + "".join(f"{row[name]:>12}" for name in metrics))
+EOF
+}
+
+profile() {
+  local metrics=gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed
+  metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed,launch__registers_per_thread
+  metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,dram__bytes_read.sum
+  metrics+=,dram__bytes_write.sum
+  run "ncu" 60 "$dir/ncu.csv" ncu --clock-control none --csv --page raw --metrics "$metrics" \
+    "$work/kernels" --profile
+  measure "ncu's table" 20 "print_profile '$dir/ncu.csv'"
+}
+
+report_kernels() {
+  rm -f "$dir"/{native,benchmarks}.log "$dir"/{kernels,ncu}.csv
+  run "build: native" 240 "$dir/native.log" bash -c build_native || return
+  if ((dry_run)); then
+    for step in cuda_test sanitizers kernels ncu; do skip "$step"; done
+    printf '%s\n' '==PROF== Connected to process 1' '"ID","Kernel Name","gpu__time.sum"' '"","","us"' \
+      '"0","void mbrnnt::cuda::NoKernel<float>","1.5"' '==PROF== Disconnected' >"$work/ncu.csv"
+    measure "ncu's table" 20 "print_profile '$work/ncu.csv' | grep 'NoKernel.* 1.5'"
+    return
+  fi
+  run "cuda_test" 40 "$dir/native.log" "$work/cuda_test"
+  if command -v compute-sanitizer >/dev/null; then sanitize; else skip sanitizers "not here"; fi
+  measure "kernels" 110 "'$work/kernels' --csv '$dir/kernels.csv'"
+  if command -v ncu >/dev/null; then profile; else skip ncu "not here"; fi
+}
+
+# ---- The package --------------------------------------------------------------------------
 
 install_package() {
   export JAX_MBRNNT_CUDA=ON CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=$capability-real"
@@ -143,113 +205,42 @@ install_package() {
     --no-build-isolation --no-deps --no-index --disable-pip-version-check --target "$site" \
     --config-settings=build-dir="$work/build" -v .
 }
-export -f install_package
-export site
 
-rm -f "$dir"/{build,native,benchmarks,tests}.log "$dir"/{kernels,gpu,ncu}.csv
-((dry_run)) || run "JAX sees the GPU" 60 "$dir/build.log" \
-  python3 -P -c 'import jax; assert jax.default_backend() == "gpu", jax.devices()'
-run "build: native" 150 "$work/native.log" bash -c build_native &
-run "build: package" 180 "$dir/build.log" bash -c install_package
-wait
-cat "$work/native.log" >>"$dir/build.log"
-
-# ---- Measurements first: what comes late may run out of time -----------------------------
-
-bandwidth=()
-if ((dry_run)); then
-  skip "kernels"
-  run "value_and_grad (CPU)" 200 "$dir/benchmarks.log" bash -c \
-    "set -o pipefail; python3 benchmarks/gpu.py --shapes small --seconds 120 --rounds 3 \
-      --csv '$dir/gpu.csv' ${espnet:+--espnet '$espnet'} | tee '$work/gpu.txt'"
-  run "joint (CPU)" 60 "$dir/benchmarks.log" bash -c \
-    "set -o pipefail; python3 benchmarks/joint.py --large --quick | tee '$work/joint.txt'"
-else
-  [[ -x "$work/cuda_test" ]] && run "cuda_test" 40 "$dir/native.log" "$work/cuda_test"
-  [[ -x "$work/kernels" ]] && run "kernels" 110 "$dir/benchmarks.log" bash -c \
-    "set -o pipefail; '$work/kernels' --csv '$dir/kernels.csv' | tee '$work/kernels.txt'"
-  copied="$(awk -F, '$1 == "copy" { print $14 }' "$dir/kernels.csv" 2>/dev/null)"
-  [[ -n "$copied" ]] && bandwidth=(--bandwidth "$copied")
-  run "value_and_grad" 225 "$dir/benchmarks.log" bash -c \
-    "set -o pipefail; python3 benchmarks/gpu.py --seconds 200 --csv '$dir/gpu.csv' \
-      ${bandwidth[*]} ${espnet:+--espnet '$espnet'} | tee '$work/gpu.txt'"
-  run "joint" 60 "$dir/benchmarks.log" bash -c \
-    "set -o pipefail; python3 benchmarks/joint.py --large | tee '$work/joint.txt'"
-fi
-
-# ---- Tests and sanitizers, side by side: neither is timed -----------------------------------
-
-# -P: from the repository's root Python would import the source tree, which has no kernels.
-workers=()
-python3 -P -c 'import xdist' 2>/dev/null && workers=(-n "${GPU_REPORT_WORKERS:-4}")
-pytest=(env PYTHONSAFEPATH=1 python3 -P -m pytest tests --backend=gpu -p no:cacheprovider)
-
-sanitize() {
-  local tool scale=1 # of the cases, one in so many
-  for tool in memcheck synccheck initcheck racecheck; do # the slowest last
-    run "sanitizer $tool" 60 "$work/$tool.log" \
-      compute-sanitizer --tool "$tool" --error-exitcode 3 "$work/cuda_test" "$scale"
-    cat "$work/$tool.log" >>"$dir/native.log"
-    scale=4
-  done
+report_jax() {
+  # -P: from the repository's root Python would import the source tree, which has no kernels.
+  # The products in the tests need not be the fastest that XLA finds.
+  local pytest=(env PYTHONSAFEPATH=1 XLA_FLAGS=--xla_gpu_autotune_level=0
+    python3 -P -m pytest tests --backend=gpu -p no:cacheprovider)
+  local workers=() peers="${espnet:+--espnet '$espnet'}" bandwidth=""
+  rm -f "$dir"/{build,benchmarks,tests}.log "$dir"/gpu.csv
+  ((dry_run)) || run "JAX sees the GPU" 60 "$dir/build.log" \
+    python3 -P -c 'import jax; assert jax.default_backend() == "gpu", jax.devices()'
+  run "build: package" 240 "$dir/build.log" bash -c install_package || return
+  if ((dry_run)); then
+    run "collection (gpu)" 120 "$dir/tests.log" "${pytest[@]}" --collect-only -q
+    skip "tests"
+    measure "value_and_grad (CPU)" 150 "python3 benchmarks/gpu.py --shapes small --seconds 120 \
+      --rounds 3 --csv '$dir/gpu.csv' $peers"
+    measure "joint (CPU)" 60 "python3 benchmarks/joint.py --large --quick"
+    return
+  fi
+  python3 -P -c 'import xdist' 2>/dev/null && workers=(-n "${GPU_REPORT_WORKERS:-4}")
+  run "tests" 200 "$dir/tests.log" "${pytest[@]}" -v --durations=10 "${workers[@]}"
+  # What a copy reached in the other part, TB/s, if that was here before.
+  bandwidth="$(awk -F, '$1 == "copy" { print $14 }' "$dir/kernels.csv" 2>/dev/null)"
+  measure "value_and_grad" 170 "python3 benchmarks/gpu.py --seconds 150 --csv '$dir/gpu.csv' \
+    ${bandwidth:+--bandwidth $bandwidth} $peers"
+  measure "joint" 110 "python3 benchmarks/joint.py --large"
 }
 
-if ((dry_run)); then
-  run "collection (gpu)" 120 "$dir/tests.log" "${pytest[@]}" --collect-only -q
-  for step in tests "sanitizer memcheck" "sanitizer racecheck" "sanitizer initcheck" \
-    "sanitizer synccheck" ncu; do skip "$step"; done
-else
-  if [[ ! -x "$work/cuda_test" ]]; then
-    skip sanitizers "no program"
-  elif ! command -v compute-sanitizer >/dev/null; then
-    skip sanitizers "not here"
-  else
-    sanitize &
-  fi
-  reserve=45 # for ncu
-  limit=$(($(left) - reserve))
-  run "tests" $((limit < 240 ? limit : 240)) "$dir/tests.log" \
-    "${pytest[@]}" -v --durations=10 "${workers[@]}"
-  wait
-  if command -v ncu >/dev/null && [[ -x "$work/kernels" ]]; then
-    metrics=gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed
-    metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed,launch__registers_per_thread
-    metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,dram__bytes_read.sum
-    metrics+=,dram__bytes_write.sum
-    run "ncu" 60 "$dir/ncu.csv" ncu --clock-control none --csv --page raw --metrics "$metrics" \
-      "$work/kernels" --profile
-    python3 -P - "$dir/ncu.csv" >"$work/ncu.txt" 2>/dev/null <<'EOF'
-import csv
-import sys
-
-lines = open(sys.argv[1]).read().splitlines()
-start = next(i for i, line in enumerate(lines) if line.startswith('"ID"'))
-units, *rows = csv.DictReader(lines[start:])
-metrics = [name for name in units if "__" in name]
-print("ncu, " + ", ".join(name.split(".")[0] + f" [{units[name]}]" for name in metrics))
-for row in rows:
-    name = row["Kernel Name"].removeprefix("void ").replace("mbrnnt::", "")
-    print(f"{name[:50]:50}" + "".join(f"{row[name]:>12}" for name in metrics))
-EOF
-  else
-    skip ncu "not here"
-  fi
-fi
-
-# ---- The table -----------------------------------------------------------------------
+export -f build_native print_profile install_package
+export work capability site
+"report_$part"
 
 for log in "$dir"/*.log "$dir"/*.csv; do # no file beyond 8 MB: the end tells most
   [[ -e $log && $(stat -c %s "$log") -gt 8000000 ]] || continue
   tail -c 8000000 "$log" >"$work/tail" && mv "$work/tail" "$log"
 done
-{
-  cat "$work/facts"
-  echo
-  cat "$work/rows"
-  for table in kernels gpu joint ncu; do
-    [[ -s "$work/$table.txt" ]] && echo && cat "$work/$table.txt"
-  done
-  echo
-  echo "whole report: $SECONDS s"
-} | tee "$dir/summary.txt"
+printf '\nwhole report: %s s\n' $SECONDS >&3
+exec 3>&- && wait # for the last of it
 ! grep -qE 'FAILED|STOPPED|no time' "$work/rows"

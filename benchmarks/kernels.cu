@@ -6,7 +6,7 @@
 //   kernels [--repeats N] [--csv FILE]
 //   kernels --profile      every kernel once at the first shape, for a profiler
 //
-// Host code alone: the kernels are those of cuda/.
+// The kernels are those of cuda/, and one of problem.h that fills the L2 cache.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>

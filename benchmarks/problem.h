@@ -103,10 +103,23 @@ struct Times {
   double median, min, max;  // us
 };
 
+// Reads all of an array of zeros. What it would write if it found anything keeps the compiler from
+// leaving the reading out.
+static __global__ void ReadZerosKernel(const uint4* zeros, int64_t size, unsigned* found) {
+  unsigned all = 0;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < size;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    const uint4 x = zeros[i];
+    all |= x.x | x.y | x.z | x.w;
+  }
+  if (all != 0) *found = all;
+}
+
 // Times what a stream does between two events.
 class Stopwatch {
  public:
-  explicit Stopwatch(int repeats) : repeats_(repeats), flush_(256 << 20) {
+  explicit Stopwatch(int repeats) : repeats_(repeats), others_((256 << 20) / sizeof(uint4)) {
+    Check(cudaMemset(others_.data(), 0, others_.bytes()), "cudaMemset");
     Check(cudaStreamCreate(&stream_), "cudaStreamCreate");
     Check(cudaEventCreate(&start_), "cudaEventCreate");
     Check(cudaEventCreate(&stop_), "cudaEventCreate");
@@ -118,13 +131,16 @@ class Stopwatch {
   }
   cudaStream_t stream() const { return stream_; }
 
-  // `prepare` is not timed. Filling the flush buffer empties the L2 cache of it, and takes
-  // long enough that all of `run` is queued before the first event passes.
+  // `prepare` is not timed. Then the L2 cache is full of something else, which was only read: lines
+  // that were written would go to memory while `run` is timed. Reading takes long enough that all
+  // of `run` is queued before the first event passes.
   Times Time(const std::function<void()>& prepare, const std::function<void()>& run) const {
     std::vector<double> us;
     for (int i = -3; i < repeats_; ++i) {
       prepare();
-      Check(cudaMemsetAsync(flush_.data(), i & 0x7f, flush_.bytes(), stream_), "memset");
+      ReadZerosKernel<<<2048, 512, 0, stream_>>>(others_.data(), others_.bytes() / sizeof(uint4),
+                                                 &others_.data()->x);
+      Check(cudaGetLastError(), "ReadZerosKernel");
       Check(cudaEventRecord(start_, stream_), "cudaEventRecord");
       run();
       Check(cudaEventRecord(stop_, stream_), "cudaEventRecord");
@@ -139,7 +155,7 @@ class Stopwatch {
 
  private:
   int repeats_;
-  DeviceArray<char> flush_;
+  DeviceArray<uint4> others_;  // more than an L2 cache holds
   cudaStream_t stream_ = nullptr;
   cudaEvent_t start_ = nullptr, stop_ = nullptr;
 };

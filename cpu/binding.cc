@@ -14,6 +14,7 @@ namespace {
 struct Cpu {
   using Workspace = cpu::Workspace;
 
+  static constexpr std::initializer_list<ffi::Traits> kTraits = {};
   static auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 
   template <typename L>

@@ -134,7 +134,7 @@ struct Grid {
   int64_t shared_bytes = 0;
 };
 
-// No launch at all where there is no block.
+// No launch at all where there is no block, and none on OnlyLoading().
 template <typename... Parameters, typename... Arguments>
 Status Launch(const char* name, void (*kernel)(Parameters...), const Grid& grid,
               cudaStream_t stream, Arguments&&... arguments) {
@@ -144,6 +144,10 @@ Status Launch(const char* name, void (*kernel)(Parameters...), const Grid& grid,
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
     if (error != cudaSuccess) return {error, name};
+  }
+  if (stream == OnlyLoading()) {
+    cudaFuncAttributes attributes;
+    return {cudaFuncGetAttributes(&attributes, kernel), name};
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.blocks;

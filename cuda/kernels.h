@@ -18,6 +18,12 @@ struct Status {
   bool ok() const { return error == cudaSuccess; }
 };
 
+// Stands for a stream on which nothing is queued: what would be launched there is loaded onto the
+// device instead.
+inline cudaStream_t OnlyLoading() {
+  return reinterpret_cast<cudaStream_t>(~uintptr_t{0});  // the address of none
+}
+
 template <typename L>
 Status ComputeArcLogProbs(const ArcLogProbsStage<L>& stage, cudaStream_t stream);
 

@@ -2,13 +2,15 @@
 // it carries a stage out:
 //
 //   struct Room {
-//     static auto Bind();                     // the handlers' first argument, from XLA
+//     static auto Bind();  // the handlers' first argument, from XLA, and when they are called
+//     static constexpr std::initializer_list<ffi::Traits> kTraits;
 //     using Workspace = ...;  // the lattice's: its size, and where in it everything stands
 //     static ffi::Error Run(Context, const ArcLogProbsStage<L>&);  // for every stage
 //   };
 #pragma once
 
 #include <array>
+#include <initializer_list>
 
 #include "ffi/decode.h"
 
@@ -27,21 +29,21 @@ std::array<NamedHandler, 4> Handlers() {
         return DecodeArcLogProbs(args...,
                                  [&](const auto& stage) { return Room::Run(context, stage); });
       },
-      BindArcLogProbs(Room::Bind()));
+      BindArcLogProbs(Room::Bind()), Room::kTraits);
   XLA_FFI_DEFINE_HANDLER(
       lattice,
       [](auto context, auto... args) {
         return DecodeLattice<Room>(args...,
                                    [&](const auto& stage) { return Room::Run(context, stage); });
       },
-      BindLattice(Room::Bind()));
+      BindLattice(Room::Bind()), Room::kTraits);
   XLA_FFI_DEFINE_HANDLER(
       logit_gradients,
       [](auto context, auto... args) {
         return DecodeLogitGradients(args...,
                                     [&](const auto& stage) { return Room::Run(context, stage); });
       },
-      BindLogitGradients(Room::Bind()));
+      BindLogitGradients(Room::Bind()), Room::kTraits);
   return {{{"arc_log_probs", arc_log_probs},
            {"lattice", lattice},
            {"lattice_score", lattice},  // the same, told apart by its results

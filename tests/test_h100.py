@@ -9,9 +9,11 @@ import functools
 import importlib.util
 import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ gpu_device_info {
   memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
   device_memory_size: 84929347584 cuda_compute_capability { major: 9 }
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  driver_version: "13.0.0" runtime_version: "13.0.0"
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 14 }
@@ -38,6 +41,7 @@ CUDA_HOME = os.environ.get("CUDA_HOME")
 B, T, U, V, H = 16, 400, 100, 1024, 640  # B utterances on each device
 CHUNK_FRAMES = 7  # of the joint loss by default, in bfloat16: 24 MB of logits
 NUMBERS = {"float32": ("f32", 4), "bfloat16": ("bf16", 2)}
+WHILE = "--xla_gpu_enable_command_buffer=+WHILE"
 DEVICES = {"one": 1, "joint": 1, "jit": 8, "explicit": 8, "shard_map": 8}
 
 
@@ -118,6 +122,7 @@ class Compiled(NamedTuple):
     calls: dict[str, str]  # each kernel's line
     collectives: dict[str, int]
     temporaries: int  # bytes
+    schedule: str  # what the host does: a line for each step, indented below the step that has it
 
     @property
     def in_place(self) -> bool:
@@ -125,9 +130,10 @@ class Compiled(NamedTuple):
 
 
 @functools.cache
-def compiled(way: str, dtype: str) -> Compiled:
-    flags = ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false"]
-    flags.append(f"--xla_gpu_cuda_data_dir={CUDA_HOME}")
+def compiled(way: str, dtype: str, *more_flags: str) -> Compiled:
+    dump = tempfile.TemporaryDirectory()
+    flags = ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false", *more_flags]
+    flags += [f"--xla_gpu_cuda_data_dir={CUDA_HOME}", f"--xla_dump_to={dump.name}"]
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu,cuda",
@@ -139,6 +145,9 @@ def compiled(way: str, dtype: str) -> Compiled:
         [sys.executable, __file__, way, dtype], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+    with dump:
+        name = "*.jit_mean.thunk_sequence_after_thunk_passes.txt"
+        (schedule,) = (path.read_text() for path in pathlib.Path(dump.name).glob(name))
     calls = [
         (name, line)
         for line in run.stdout.splitlines()
@@ -150,7 +159,7 @@ def compiled(way: str, dtype: str) -> Compiled:
     counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", run.stdout)) for kind in kinds}
     (temporaries,) = re.findall(r"^temp = (.*)", run.stdout, re.MULTILINE)
     counts = {kind: n for kind, n in counts.items() if n}
-    found = Compiled(run.stdout, dict(calls), counts, int(temporaries))
+    found = Compiled(run.stdout, dict(calls), counts, int(temporaries), schedule)
     print(
         f"{DEVICES[way]} x H100, {way}, {dtype}: temporary memory "
         f"{found.temporaries / logits_bytes(dtype):.3f} times the logits of a device; "
@@ -219,6 +228,33 @@ def test_joint_takes_the_memory_of_a_chunk(dtype: str) -> None:
         ):
             writers.append(kind)
     assert writers == ["custom-call"] * 3
+
+
+# A CUDA graph of XLA's is a "command buffer".
+
+
+@pytest.mark.parametrize("way", ["one", "joint"])
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_step_is_one_cuda_graph(dtype: str, way: str) -> None:
+    """The joint's loops are where XLA is asked for that."""
+    step = compiled(way, dtype, *([WHILE] if way == "joint" else []))
+    assert re.findall(r"^\d+: (\w+)", step.schedule, re.MULTILINE) == ["kCommandBuffer"]
+    assert step.schedule.count("kWhile") == (2 if way == "joint" else 0)
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_pass_through_a_loop_of_the_joint_is_one_cuda_graph(dtype: str) -> None:
+    schedule = compiled("joint", dtype).schedule
+    bodies = re.findall(r"^ *body:\n +\d+: (.*?)\s*$", schedule, re.MULTILINE)
+    assert bodies == ["kCommandBuffer [source | sink]"] * 2  # neither has one before or after it
+
+
+@pytest.mark.parametrize("way", ["jit", "explicit", "shard_map"])
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_kernels_of_one_of_eight_are_in_cuda_graphs(dtype: str, way: str) -> None:
+    kernels = re.findall(r"^( *)\d+: kCustomCall", compiled(way, dtype).schedule, re.MULTILINE)
+    assert len(kernels) == 3
+    assert all(kernels)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <vector>
 
 #include "cuda/kernels.h"
@@ -43,6 +44,14 @@ struct CudaRoom {
     Finish(cuda::ComputeLogitGradients(stage, nullptr));
   }
 };
+
+// What a block of this device may have.
+int64_t SharedBytes() {
+  int bytes = 0;
+  ExpectSuccess(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0),
+                "cudaDeviceGetAttribute");
+  return bytes;
+}
 
 // A batch for the lattice alone, over one arc table.
 template <typename T>
@@ -98,7 +107,10 @@ struct LatticeCase {
   Numbers Run(bool with_posteriors, const Sweep& sweep) {
     const int64_t all = batch * nodes;
     Buffer<T> losses(batch), posteriors(1);
-    Buffer<Scaled<T>> alphas(all), betas(all), likelihoods(batch), weights(all * table.size);
+    // Fetched whole, and nobody writes what belongs to no node.
+    const std::vector<Scaled<T>> written(all);
+    Buffer<Scaled<T>> alphas(written), betas(written);
+    Buffer<Scaled<T>> likelihoods(batch), weights(all * table.size);
     const LatticeStage<T> stage{
         {batch, frames, columns, device_logit_lengths.data(), device_label_lengths.data()},
         table,
@@ -121,23 +133,29 @@ struct LatticeCase {
            tolerance;
   }
 
+  // The host's logarithm is not the device's, which moreover contracts.
+  static bool WithinTwoUlps(T x, T y) {
+    return x == y || std::abs(x - y) <= 2 * std::numeric_limits<T>::epsilon() * std::abs(y);
+  }
+
   // The fast sweep and the simple one agree on every node. `threads`: the fast one's
   // width, less than there are columns for several tiles; 0 for its own plan.
   void CompareSweeps(int threads) {
-    constexpr int64_t kShared = 96 << 10;
+    const int64_t shared_bytes = SharedBytes();
     const Numbers simple =
         Run(true, [](const LatticeStage<T>& s) { return cuda::SweepSimply(s, nullptr); });
     for (const bool with_posteriors : {true, false}) {
       const Numbers fast = Run(with_posteriors, [&](const LatticeStage<T>& s) {
-        std::optional<cuda::SweepPlan> plan = cuda::PlanSweep(s, kShared);
+        std::optional<cuda::SweepPlan> plan = cuda::PlanSweep(s, shared_bytes);
         EXPECT(plan.has_value());
-        EXPECT(plan->shared_bytes <= kShared);
+        EXPECT(plan->shared_bytes <= shared_bytes);
+        EXPECT(plan->threads >= threads);
         if (threads > 0) plan->threads = threads;
         return cuda::SweepFast(s, *plan, nullptr);
       });
       for (int64_t b = 0; b < batch; ++b) {
         EXPECT(Close(fast.likelihoods[b], simple.likelihoods[b]));
-        EXPECT(fast.losses[b] == Loss(fast.likelihoods[b]));
+        EXPECT(WithinTwoUlps(fast.losses[b], Loss(fast.likelihoods[b])));
         Batch padded{batch, frames, columns, nullptr, nullptr};
         const cuda::DiagonalOrder order(padded);
         for (int64_t t = 0; t < logit_lengths[b]; ++t) {
@@ -194,6 +212,30 @@ void CheckPlans() {
   EXPECT(!plan(no_blank, 400, 101, kShared));
 }
 
+// Nothing runs that could look at what is not there.
+template <typename L>
+void CheckLoading() {
+  using T = Real<L>;
+  const Batch batch{2, 40, 70, nullptr, nullptr};
+  for (const int64_t num_classes : {8, 1024}) {
+    ArcLogProbsStage<L> arc_log_probs{};
+    arc_log_probs.batch = batch;
+    arc_log_probs.num_classes = num_classes;
+    CudaRoom::Finish(cuda::ComputeArcLogProbs(arc_log_probs, cuda::OnlyLoading()));
+    LogitGradientsStage<L> logit_gradients{};
+    logit_gradients.batch = batch;
+    logit_gradients.num_classes = num_classes;
+    CudaRoom::Finish(cuda::ComputeLogitGradients(logit_gradients, cuda::OnlyLoading()));
+  }
+  LatticeStage<T> lattice{};
+  lattice.batch = batch;
+  const ArcTable rnnt{2, {{0, 1}, {1, 0}}}, tdt{3, {{0, 1}, {1, 1}, {1, 0}}};
+  for (const ArcTable& table : {rnnt, tdt}) {
+    lattice.table = table;
+    CudaRoom::Finish(cuda::ComputeLattice(lattice, cuda::OnlyLoading()));
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -205,5 +247,9 @@ int main(int argc, char** argv) {
   test::RunCases<CudaRoom, double>(60 / scale);
   test::RunCases<CudaRoom, BFloat16>(60 / scale);
   test::RunCases<CudaRoom, Float16>(60 / scale);
+  CheckLoading<float>();
+  CheckLoading<double>();
+  CheckLoading<BFloat16>();
+  CheckLoading<Float16>();
   std::puts("all as expected");
 }

@@ -7,6 +7,7 @@
 namespace {
 
 struct OnNoStream : mbrnnt::cuda::Cuda {
+  static constexpr std::initializer_list<xla::ffi::Traits> kTraits = {};
   // XLA's thread pool is bound and not used: a binding needs something to bind.
   static auto Bind() { return xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>(); }
 
