@@ -200,43 +200,39 @@ class Kernel:
 
         Blocks that are `off` that path are not taken; where nothing is left, it is empty.
         """
-        inner = {block: child for child in loop.children for block in child.blocks}
-        longest: dict[int, tuple[int, list[Instruction]] | None] = {}
+        inner: dict[int, Loop] = {}  # block -> the nested loop that is gone around
+        not_taken: set[int] = set()  # the ways back of those that are not
+        todo = list(loop.children)
+        while todo:
+            child = todo.pop()
+            if rounds(child):
+                inner.update(dict.fromkeys(child.blocks, child))
+            else:
+                not_taken |= child.latches
+                todo += child.children
+        longest: dict[int, list[Instruction] | None] = {}  # None: no way
 
-        def from_block(block: int) -> tuple[int, list[Instruction]] | None:
+        def from_block(block: int) -> list[Instruction] | None:
             """The longest path from here to a branch back."""
             if block in longest:
                 return longest[block]
-            longest[block] = None  # a way back to here is none
-            child = inner.get(block)
-            if child is None:
-                if off(block):
-                    return None
-                code, leaving = self.blocks[block], {block}
-            elif count := rounds(child):
-                code, leaving = self.round(child, rounds, off) * count, child.blocks
-                if not code:
-                    return None
-            elif block == child.header and block not in child.latches:
-                code, leaving = self.blocks[block], {block}  # its condition is asked, and fails
+            longest[block] = None  # while it is looked for: a way back to here is none
+            if child := inner.get(block):
+                code, leaving = self.round(child, rounds, off) * rounds(child), child.blocks
             else:
+                code, leaving = self.blocks[block], {block}
+            if block in not_taken or (not child and off(block)) or not code:
                 return None
-            ends = bool(leaving & loop.latches)
-            best: tuple[int, list[Instruction]] | None = (0, []) if ends else None
-            for target in {t for b in leaving for t in self.successors[b]}:
-                if target == loop.header or target not in loop.blocks:
-                    continue
-                if child is not None and target in child.blocks:
-                    continue
-                rest = from_block(target)
-                if rest and (best is None or rest[0] > best[0]):
-                    best = rest
-            if best is not None:
-                longest[block] = self.count(code) + best[0], code + best[1]
+            inside = loop.blocks - leaving - {loop.header}
+            after = {target for b in leaving for target in self.successors[b]} & inside
+            ways = [way for target in after if (way := from_block(target)) is not None]
+            if leaving & loop.latches:
+                ways.append([])
+            if ways:
+                longest[block] = code + max(ways, key=self.count)
             return longest[block]
 
-        found = from_block(loop.header)
-        return found[1] if found else []
+        return from_block(loop.header) or []
 
     def count(self, path: list[Instruction]) -> int:
         """Instructions executed, those of subroutines included."""
@@ -358,6 +354,4 @@ def kernels(source: pathlib.Path, arch: int) -> list[Kernel]:
         known = resources(compile_to_cubin(source, arch, cubin))
         command = [nvdisasm(), "-c", "-hex", cubin]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [
-        to_kernel(name, lines, known[name]) for name, lines in sections(text) if name in known
-    ]
+    return [to_kernel(name, lines, known[name]) for name, lines in sections(text) if name in known]

@@ -101,14 +101,6 @@ def demand(path: Iterable[Instruction], arch: int) -> collections.Counter[str]:
     return found
 
 
-def slots(needed: collections.Counter[str], sharing: int = SCHEDULERS) -> tuple[float, str]:
-    """The most that any port is held, and which: below that no number of warps gets.
-
-    `sharing` schedulers do the same at a time, and share loads and stores.
-    """
-    return max((n * (sharing if where == LSU else 1), where) for where, n in needed.items())
-
-
 def stalls(path: Iterable[Instruction]) -> int:
     """What one warp takes at least: the sum of the stall counts."""
     return sum(max(instruction.stall, 1) for instruction in path)

@@ -7,6 +7,7 @@ Where the code is looked at is decided by its shape, not by addresses: see `RowK
 """
 
 import argparse
+import collections
 import datetime
 import functools
 import pathlib
@@ -26,8 +27,8 @@ WARP, PACK_BYTES, PACKS_A_ROUND = 32, 16, 4
 # Kernels where nearly all of the time goes: the first of rows of logits, the second of the lattice.
 ROW_KERNEL = r"(ArcLogProbs|LogitGradients|Gradient)Kernel<(?!double\b).*"
 SWEEP_KERNEL = r"SweepKernel<(?!double, -1).*"
-FEW_LANES = r".*, 8>"  # of rows that are too short for a warp
-STEPS_A_ROUND = 8  # of the loop of a sweep
+FEW_LANES = r".*, 8\b.*"  # of rows that are too short for a warp
+STEPS_A_ROUND = 8  # of the loop of a sweep, if it has so many shuffles; otherwise one
 
 
 class Card(NamedTuple):
@@ -60,8 +61,20 @@ class Path(NamedTuple):
         code = kernel.round(loop, **rules)
         return cls(code, kernel.count(code), arch)
 
-    def slots(self) -> tuple[float, str]:
-        return pipelines.slots(pipelines.demand(self.code, self.arch) | {"issue": self.count})
+    def demand(self) -> collections.Counter[str]:
+        found = pipelines.demand(self.code, self.arch)
+        found[pipelines.ISSUE] = self.count
+        return found
+
+    def slots(self, sharing: int = pipelines.SCHEDULERS) -> tuple[float, str]:
+        """The most cycles that a port is held, and which: below that no number of warps gets.
+
+        `sharing` schedulers do the same at a time, and share loads and stores.
+        """
+        return max(
+            (cycles * (sharing if port == pipelines.LSU else 1), port)
+            for port, cycles in self.demand().items()
+        )
 
     def one_warp(self) -> float:
         return pipelines.one_warp(self.code, self.arch)
@@ -93,7 +106,9 @@ class RowKernel:
 
         loop = max(kernel.loops, key=packs)
         if packs(loop) < PACKS_A_ROUND or loop.parent is None:
-            raise LookupError(f"{kernel.name}, sm_{arch}: no loop over four packs within one over rows")
+            raise LookupError(
+                f"{kernel.name}, sm_{arch}: no loop over four packs within one over rows"
+            )
 
         def rounds(inner: Loop) -> int:
             if inner is loop:
@@ -119,16 +134,16 @@ class RowKernel:
 
 
 class SweepKernel:
-    """One warp steps through a tile of the lattice, a shuffle (at least) a step.
+    """One warp steps through a tile of the lattice, with a shuffle (at least) a step.
 
-    `loops` are those with the most arithmetic of their own among the loops that shuffle: double
-    precision counts first. There are several where both directions are in one kernel. `paths` are
-    once around them, `steps` steps, on the longest path that calls no function and makes no round
-    of a nested loop, but for one round of those that only wait.
+    The hot loops are those with the most arithmetic of their own among the loops that shuffle:
+    double precision counts first. There are several where both directions are in one kernel.
+    `paths` are the longest ones around them that call no function and make no round of a nested
+    loop, but for one round of those that only wait.
     """
 
-    def __init__(self, kernel: Kernel, arch: int, steps: int = STEPS_A_ROUND) -> None:
-        self.name, self.arch, self.steps = kernel.name, arch, steps
+    def __init__(self, kernel: Kernel, arch: int) -> None:
+        self.name, self.arch = kernel.name, arch
 
         def arithmetic(loop: Loop) -> tuple[int, int]:
             names = [i.name for i in kernel.instructions(loop.own_blocks())]
@@ -151,11 +166,12 @@ class SweepKernel:
             return calls_a_function(kernel.blocks[block])
 
         self.paths = [Path.round(kernel, arch, loop, rounds=rounds, off=off) for loop in hot]
+        shuffles = min(sum(i.name == "SHFL" for i in path.code) for path in self.paths)
+        self.steps = STEPS_A_ROUND if shuffles >= STEPS_A_ROUND else 1
 
     def slots(self) -> float:
-        """Of one scheduler, a step and warp; loads and stores counted as if it had its own."""
-        needed = (pipelines.demand(path.code, self.arch) for path in self.paths)
-        return max(pipelines.slots(n, sharing=1)[0] for n in needed) / self.steps
+        """Of one scheduler, a step and warp; loads and stores as if the others had none."""
+        return max(path.slots(sharing=1)[0] for path in self.paths) / self.steps
 
     def one_warp(self) -> float:
         """Cycles a step."""
@@ -203,7 +219,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str
 
 def table_of_kernels(found: Iterable[Kernel]) -> Iterator[str]:
     head = ["kernel", "registers", "stack", "spilled", "shared", "loads of 4 8 16", "stores"]
-    yield from table(head, ([k.name, *k.resources, widths(k, "LDG"), widths(k, "STG")] for k in found))
+    yield from table(
+        head, ([k.name, *k.resources, widths(k, "LDG"), widths(k, "STG")] for k in found)
+    )
 
 
 def table_of_rows(rows: Iterable[RowKernel]) -> Iterator[str]:
@@ -221,24 +239,18 @@ def table_of_rows(rows: Iterable[RowKernel]) -> Iterator[str]:
 
 
 def table_of_sweeps(sweeps: Iterable[SweepKernel]) -> Iterator[str]:
-    head = ["kernel", "a step", "stalls", "one warp", "slots", "pipes, a round"]
-    yield from table(
-        head,
-        (
-            [
-                *(kernel.name, number(path.count / kernel.steps)),
-                number(pipelines.stalls(path.code) / kernel.steps),
-                number(path.one_warp() / kernel.steps),
-                number(pipelines.slots(pipelines.demand(path.code, kernel.arch), 1)[0] / kernel.steps),
-                " ".join(
-                    f"{where} {n:.0f}"
-                    for where, n in pipelines.demand(path.code, kernel.arch).most_common()
-                ),
-            ]
-            for kernel in sweeps
-            for path in kernel.paths
-        ),
-    )
+    def cells(kernel: SweepKernel, path: Path) -> list[object]:
+        numbers = path.count, pipelines.stalls(path.code), path.one_warp(), path.slots(sharing=1)[0]
+        ports = [f"{port} {cycles:.0f}" for port, cycles in path.demand().most_common()]
+        return [
+            kernel.name,
+            *(number(n / kernel.steps) for n in numbers),
+            kernel.steps,
+            " ".join(ports),
+        ]
+
+    head = ["kernel", "a step", "stalls", "one warp", "slots", "steps a round", "ports, a round"]
+    yield from table(head, (cells(kernel, path) for kernel in sweeps for path in kernel.paths))
 
 
 def table_of_floors(rows: Iterable[RowKernel]) -> Iterator[str]:
@@ -263,13 +275,9 @@ def version(tool: str) -> str:
     return next(line for line in found.splitlines() if "release" in line)
 
 
-def report(arch: int, found: list[Kernel], steps: int) -> Iterator[str]:
-    rows = [RowKernel(kernel, arch) for kernel in found if re.fullmatch(ROW_KERNEL, kernel.name)]
-    sweeps = [
-        SweepKernel(kernel, arch, steps)
-        for kernel in found
-        if re.fullmatch(SWEEP_KERNEL, kernel.name)
-    ]
+def report(arch: int, found: list[Kernel]) -> Iterator[str]:
+    rows = [RowKernel(k, arch) for k in found if re.fullmatch(ROW_KERNEL, k.name)]
+    sweeps = [SweepKernel(k, arch) for k in found if re.fullmatch(SWEEP_KERNEL, k.name)]
     yield f"sm_{arch}"
     yield from ["", *table_of_kernels(found)]
     if rows:
@@ -278,7 +286,6 @@ def report(arch: int, found: list[Kernel], steps: int) -> Iterator[str]:
         yield from ["", *table_of_sweeps(sweeps)]
     if rows and arch == 90:
         yield from ["", *table_of_floors(rows)]
-    yield ""
 
 
 LEGEND = f"""\
@@ -292,7 +299,8 @@ port of a scheduler that it holds the longest. Then the instructions and slots o
 The sweep: the same, for each step of the lattice.
 
 Floors: memory moves a row's bytes while the four schedulers of one of {CARDS[0].multiprocessors}
-multiprocessors, at {CARDS[0].hertz / 1e9:.2f} GHz, have so many slots; in brackets the part of them that the row takes.
+multiprocessors, at {CARDS[0].hertz / 1e9:.2f} GHz, have so many slots each; in brackets the part of
+them that the row takes.
 """
 
 
@@ -311,7 +319,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="*", type=pathlib.Path, default=SOURCES)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90])
-    parser.add_argument("--steps", type=int, default=STEPS_A_ROUND, help="of a sweep's loop")
     parser.add_argument("--dump", metavar="KERNEL", help="the hot loops of kernels named so")
     parser.add_argument("--out", type=pathlib.Path, help="default: results/sass.txt")
     options = parser.parse_args()
@@ -326,7 +333,7 @@ def main() -> None:
     lines += [f"{version(nvcc())}; {version(nvdisasm())}", "", *LEGEND.splitlines()]
     lines += [f"  {card.name}" for card in CARDS]
     for arch, found in everything.items():
-        lines += ["", *report(arch, found, options.steps)]
+        lines += ["", *report(arch, found)]
     print(*lines, sep="\n")
     if options.out or options.sources == SOURCES:
         (options.out or RESULTS / "sass.txt").write_text("\n".join(lines) + "\n")
