@@ -266,7 +266,7 @@ def demangle(name: str) -> str:
     command = ["c++filt", name]
     full = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     full = full.replace("(anonymous namespace)::", "").removeprefix("void ")
-    return re.sub(r"\b\w+::", "", full).partition("(")[0]
+    return re.sub(r"\b\w+::", "", full).replace("> >", ">>").partition("(")[0]
 
 
 Line = Instruction | str  # a label

@@ -26,6 +26,7 @@ V = 1024  # of the rows whose instructions are counted, all of whose packs are a
 WARP, PACK_BYTES, PACKS_A_ROUND = 32, 16, 4
 # Kernels where nearly all of the time goes: the first of rows of logits, the second of the lattice.
 ROW_KERNEL = r"(ArcLogProbs|LogitGradients|Gradient)Kernel<(?!double\b).*"
+DOUBLES, FLOATS = "DFMA|DMUL|DADD", "FFMA|FMUL|FADD"
 SWEEP_KERNEL = r"SweepKernel<(?!double, -1).*"
 FEW_LANES = r".*, 8\b.*"  # of rows that are too short for a warp
 STEPS_A_ROUND = 8  # of the loop of a sweep, if it has so many shuffles; otherwise one
@@ -134,48 +135,61 @@ class RowKernel:
 
 
 class SweepKernel:
-    """One warp steps through a tile of the lattice, with a shuffle (at least) a step.
+    """One warp walks through a tile of the lattice, with a shuffle (at least) a step.
 
-    The hot loops are those with the most arithmetic of their own among the loops that shuffle:
+    Its hot loops are those with the most arithmetic of their own among the loops that shuffle:
     double precision counts first. There are several where both directions are in one kernel.
-    `paths` are the longest ones around them that call no function and make no round of a nested
-    loop, but for one round of those that only wait.
+    `producer` is the loop with the most arithmetic among those that do not shuffle, if there is
+    one: other warps bring there what a round of the walk needs.
+
+    Of each, the longest path counts that calls no function and makes no round of a nested loop with
+    arithmetic, and one round of those that only wait.
     """
 
     def __init__(self, kernel: Kernel, arch: int) -> None:
         self.name, self.arch = kernel.name, arch
 
-        def arithmetic(loop: Loop) -> tuple[int, int]:
-            names = [i.name for i in kernel.instructions(loop.own_blocks())]
-            doubles = sum(name in ("DFMA", "DMUL", "DADD") for name in names)
-            floats = sum(name in ("FFMA", "FMUL", "FADD") for name in names)
-            return (doubles, floats) if "SHFL" in names else (0, 0)
+        def own(loop: Loop, pattern: str) -> int:
+            code = kernel.instructions(loop.own_blocks())
+            return sum(re.fullmatch(pattern, i.name) is not None for i in code)
 
-        found = {loop: arithmetic(loop) for loop in kernel.loops}
-        most = max(found.values(), default=(0, 0))
-        kind = 0 if most[0] else 1
-        if not most[kind]:
-            raise LookupError(f"{kernel.name}, sm_{arch}: no loop with arithmetic and a shuffle")
-        hot = [loop for loop, counts in found.items() if 2 * counts[kind] > most[kind]]
+        def shuffles(loop: Loop) -> bool:
+            return any(i.name == "SHFL" for i in kernel.instructions(loop.blocks))
 
         def rounds(inner: Loop) -> int:
             code = kernel.instructions(inner.blocks)
-            return 0 if any(re.match(r"SHFL|[DF](FMA|MUL|ADD)$", i.name) for i in code) else 1
+            return 0 if any(re.fullmatch(rf"SHFL|{DOUBLES}|{FLOATS}", i.name) for i in code) else 1
 
-        def off(block: int) -> bool:
-            return calls_a_function(kernel.blocks[block])
+        def path(loop: Loop) -> Path:
+            def off(block: int) -> bool:
+                return calls_a_function(kernel.blocks[block])
 
-        self.paths = [Path.round(kernel, arch, loop, rounds=rounds, off=off) for loop in hot]
-        shuffles = min(sum(i.name == "SHFL" for i in path.code) for path in self.paths)
-        self.steps = STEPS_A_ROUND if shuffles >= STEPS_A_ROUND else 1
+            return Path.round(kernel, arch, loop, rounds=rounds, off=off)
 
-    def slots(self) -> float:
-        """Of one scheduler, a step and warp; loads and stores as if the others had none."""
-        return max(path.slots(sharing=1)[0] for path in self.paths) / self.steps
+        walks = [loop for loop in kernel.loops if own(loop, "SHFL")]
+        kind = DOUBLES if any(own(loop, DOUBLES) for loop in walks) else FLOATS
+        most = max((own(loop, kind) for loop in walks), default=0)
+        if most == 0:
+            raise LookupError(f"{kernel.name}, sm_{arch}: no loop with arithmetic and a shuffle")
+        self.walks = [path(loop) for loop in walks if 2 * own(loop, kind) > most]
+        shuffled = min(sum(i.name == "SHFL" for i in walk.code) for walk in self.walks)
+        self.steps = STEPS_A_ROUND if shuffled >= STEPS_A_ROUND else 1
+        others = [loop for loop in kernel.loops if not shuffles(loop) and own(loop, FLOATS)]
+        others.sort(key=lambda loop: own(loop, FLOATS))
+        self.producer = path(others[-1]) if others else None
+
+    def paths(self) -> list[Path]:
+        return self.walks + ([self.producer] if self.producer else [])
 
     def one_warp(self) -> float:
-        """Cycles a step."""
-        return max(path.one_warp() for path in self.paths) / self.steps
+        """Cycles a step, of the walk or of what it waits for."""
+        return max(path.one_warp() for path in self.paths()) / self.steps
+
+    def slots(self) -> float:
+        """A step of the scheduler that has a walking warp, and one that brings what it needs."""
+        walk = max(path.slots(sharing=1)[0] for path in self.walks)
+        producer = self.producer.slots(sharing=1)[0] if self.producer else 0
+        return (walk + producer) / self.steps
 
 
 def is_hot(kernel: Kernel) -> bool:
@@ -234,23 +248,33 @@ def table_of_rows(rows: Iterable[RowKernel]) -> Iterator[str]:
         ]
         return found + ([row.count, "{:.0f} {}".format(*row.slots())] if row else ["-", "-"])
 
-    head = ["kernel", "body", "an element", "stalls", "one warp", "slots", f"row of {V}", "slots"]
+    head = ["kernel", "body", "an element", "stalls", "alone", "slots", f"row of {V}", "slots"]
     yield from table(head, map(cells, rows))
 
 
 def table_of_sweeps(sweeps: Iterable[SweepKernel]) -> Iterator[str]:
     def cells(kernel: SweepKernel, path: Path) -> list[object]:
+        who = "brings" if path is kernel.producer else "walks"
         numbers = path.count, pipelines.stalls(path.code), path.one_warp(), path.slots(sharing=1)[0]
         ports = [f"{port} {cycles:.0f}" for port, cycles in path.demand().most_common()]
         return [
-            kernel.name,
+            *(kernel.name, who),
             *(number(n / kernel.steps) for n in numbers),
             kernel.steps,
             " ".join(ports),
         ]
 
-    head = ["kernel", "a step", "stalls", "one warp", "slots", "steps a round", "ports, a round"]
-    yield from table(head, (cells(kernel, path) for kernel in sweeps for path in kernel.paths))
+    head = [
+        "kernel",
+        "warp",
+        "a step",
+        "stalls",
+        "alone",
+        "slots",
+        "steps a round",
+        "ports, a round",
+    ]
+    yield from table(head, (cells(kernel, path) for kernel in sweeps for path in kernel.paths()))
 
 
 def table_of_floors(rows: Iterable[RowKernel]) -> Iterator[str]:
@@ -296,7 +320,8 @@ Rows of logits: instructions of the loop over four packs and for each of a lane'
 of its stall counts; the cycles of a warp that is alone, data in L2; the cycles that it holds the
 port of a scheduler that it holds the longest. Then the instructions and slots of one aligned row.
 
-The sweep: the same, for each step of the lattice.
+The sweep: the same, for each step of the lattice, of the warp that walks (forward and backward, where
+they differ) and of those that bring what it needs.
 
 Floors: memory moves a row's bytes while the four schedulers of one of {CARDS[0].multiprocessors}
 multiprocessors, at {CARDS[0].hertz / 1e9:.2f} GHz, have so many slots each; in brackets the part of
@@ -307,7 +332,7 @@ them that the row takes.
 def dump(kernel: Kernel, arch: int) -> Iterator[str]:
     hot = RowKernel if re.fullmatch(ROW_KERNEL, kernel.name) else SweepKernel
     found = hot(kernel, arch)
-    paths = found.paths if isinstance(found, SweepKernel) else [found.body]
+    paths = found.paths() if isinstance(found, SweepKernel) else [found.body]
     for path in paths:
         yield f"{kernel.name}, sm_{arch}, once around: stall, barriers written, read, waited for"
         for i in path.code:
