@@ -130,6 +130,10 @@ class RowKernel:
         if not re.fullmatch(FEW_LANES, kernel.name):
             self.row = Path.round(kernel, arch, loop.parent, rounds=rounds, off=off)
 
+    def row_count(self) -> int:
+        """Instructions; 0 where there is no way round, or rows are too short."""
+        return self.row.count if self.row else 0
+
     def row_bytes(self) -> int:
         return V * self.element_bytes * (1 if self.reads_only else 2)
 
@@ -320,12 +324,12 @@ Rows of logits: instructions of the loop over four packs and for each of a lane'
 of its stall counts; the cycles of a warp that is alone, data in L2; the cycles that it holds the
 port of a scheduler that it holds the longest. Then the instructions and slots of one aligned row.
 
-The sweep: the same, for each step of the lattice, of the warp that walks (forward and backward, where
-they differ) and of those that bring what it needs.
+The sweep: the same, for each step of the lattice, of the warp that walks (forward and backward,
+where they differ) and of those that bring what it needs.
 
 Floors: memory moves a row's bytes while the four schedulers of one of {CARDS[0].multiprocessors}
-multiprocessors, at {CARDS[0].hertz / 1e9:.2f} GHz, have so many slots each; in brackets the part of
-them that the row takes.
+multiprocessors, at {CARDS[0].hertz / 1e9:.2f} GHz, have so many slots; in brackets the part that
+the row takes.
 """
 
 
