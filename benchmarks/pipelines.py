@@ -2,7 +2,7 @@
 
 A multiprocessor has four schedulers. Each issues one instruction a cycle, to pipes of its own but
 for the one of loads, stores and shuffles, which the four share. Nothing here was fitted to a
-measurement of these kernels. Where the constants come from:
+measurement of these kernels: rates are those of the guide, latencies round numbers after the papers.
 
 [guide]  CUDA C++ Programming Guide, "Arithmetic Instructions": results a cycle and multiprocessor
 [ncu]    Nsight Compute, "Pipelines": which instruction goes where
@@ -46,11 +46,11 @@ INTEGER, SPECIAL = 64, 16  # the same on all of them [guide]
 MEMORY = r"LDG|STG|LDS|STS|LDL|STL|LD|ST|LDGSTS|LDSM|ATOM\w*|RED|SHFL|SYNCS"
 # Cycles until the result of an instruction without a fixed latency is there, from its issue.
 LATENCY = {
-    r"LDS|ATOMS|SYNCS": 26,  # [luo]: 29 with the address's computation; [jia]: 19 on sm_75
-    r"SHFL|REDUX": 24,  # [jia]: 22
-    r"LDC": 28,  # [jia]: 27, of the constant cache
-    r"MUFU|[FI]2[FI]P?|FRND|POPC|FLO|BREV": 22,  # [jia]: 18 to 22
-    r"LDG|LD|LDL|LDGSTS|LDGDEPBAR|ATOMG?": 270,  # [luo]: 261 to 273 from L2
+    r"LDS|ATOMS|SYNCS": 26,  # [luo]
+    r"SHFL|REDUX": 24,  # [jia]
+    r"LDC": 28,  # [jia], from the constant cache
+    r"MUFU|[FI]2[FI]P?|FRND|POPC|FLO|BREV": 22,  # [jia]
+    r"LDG|LD|LDL|LDGSTS|LDGDEPBAR|ATOMG?": 270,  # [luo], from L2
     r"S2U?R": 25,  # [guess]
     r".*": 12,  # [guess]
 }
