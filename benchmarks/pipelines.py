@@ -2,7 +2,7 @@
 
 A multiprocessor has four schedulers. Each issues one instruction a cycle, to pipes of its own but
 for the one of loads, stores and shuffles, which the four share. Nothing here was fitted to a
-measurement of these kernels: rates are those of the guide, latencies round numbers after the papers.
+measurement of these kernels: rates are the guide's, latencies round numbers after the papers.
 
 [guide]  CUDA C++ Programming Guide, "Arithmetic Instructions": results a cycle and multiprocessor
 [ncu]    Nsight Compute, "Pipelines": which instruction goes where
