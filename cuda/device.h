@@ -131,7 +131,6 @@ __device__ __forceinline__ void ForEachNode(const Batch& batch, const Body& body
 struct Grid {
   dim3 blocks;
   int threads;
-  int64_t shared_bytes = 0;
 };
 
 // No launch at all where there is no block, and none on OnlyLoading().
@@ -139,12 +138,6 @@ template <typename... Parameters, typename... Arguments>
 Status Launch(const char* name, void (*kernel)(Parameters...), const Grid& grid,
               cudaStream_t stream, Arguments&&... arguments) {
   if (grid.blocks.x == 0) return {};
-  constexpr int64_t kWithoutAsking = 48 << 10;
-  if (grid.shared_bytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
-    if (error != cudaSuccess) return {error, name};
-  }
   if (stream == OnlyLoading()) {
     cudaFuncAttributes attributes;
     return {cudaFuncGetAttributes(&attributes, kernel), name};
@@ -152,7 +145,6 @@ Status Launch(const char* name, void (*kernel)(Parameters...), const Grid& grid,
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.blocks;
   config.blockDim = dim3(grid.threads);
-  config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream;
   return {cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name};
 }

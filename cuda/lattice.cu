@@ -80,6 +80,12 @@ int64_t Workspace::NumbersPerUtterance(int64_t frames, int64_t columns, int64_t,
 }
 
 template <typename T>
+Status ComputeLatticeSimply(const LatticeStage<T>& stage, cudaStream_t stream) {
+  const Status status = SweepSimply(stage, stream);
+  return status.ok() ? ComputePosteriors<T, ByDiagonals<T>>(stage, stream) : status;
+}
+
+template <typename T>
 Status ComputeLattice(const LatticeStage<T>& stage, cudaStream_t stream) {
   if constexpr (sizeof(T) == sizeof(float)) {
     if (const std::optional<SweepPlan> plan = PlanSweep(stage)) {
@@ -87,10 +93,11 @@ Status ComputeLattice(const LatticeStage<T>& stage, cudaStream_t stream) {
       return status.ok() ? ComputePosteriors<T, ByTiles>(stage, stream) : status;
     }
   }
-  const Status status = SweepSimply(stage, stream);
-  return status.ok() ? ComputePosteriors<T, ByDiagonals<T>>(stage, stream) : status;
+  return ComputeLatticeSimply(stage, stream);
 }
 
+template Status ComputeLatticeSimply(const LatticeStage<float>&, cudaStream_t);
+template Status ComputeLatticeSimply(const LatticeStage<double>&, cudaStream_t);
 template Status ComputeLattice(const LatticeStage<float>&, cudaStream_t);
 template Status ComputeLattice(const LatticeStage<double>&, cudaStream_t);
 

@@ -481,9 +481,11 @@ Status SweepFast(const LatticeStage<float>& stage, const SweepPlan& plan, cudaSt
   const Tiling room = Tiling::Of(stage.batch.max_frames, stage.batch.columns);
   const int64_t blocks = room.tiles * stage.batch.size * (stage.posteriors ? 2 : 1);
   if (blocks == 0) return {};
-  const cudaError_t error =
-      cudaMemsetAsync(store.Shared(), 0xff, store.SharedWords() * sizeof(uint64_t), stream);
-  if (error != cudaSuccess) return {error, "cudaMemsetAsync"};
+  if (stream != OnlyLoading()) {
+    const cudaError_t error =
+        cudaMemsetAsync(store.Shared(), 0xff, store.SharedWords() * sizeof(uint64_t), stream);
+    if (error != cudaSuccess) return {error, "cudaMemsetAsync"};
+  }
   Status status;
   int build = 0;
   ForEachBuild([&](auto planes) {

@@ -44,6 +44,10 @@ struct DiagonalNumbers {
 template <typename T>
 Status SweepSimply(const LatticeStage<T>& stage, cudaStream_t stream);
 
+// The lattice by this way alone.
+template <typename T>
+Status ComputeLatticeSimply(const LatticeStage<T>& stage, cudaStream_t stream);
+
 // ---- by tiles ------------------------------------------------------------------------
 
 // How the fast sweep takes an arc table.

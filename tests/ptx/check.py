@@ -265,7 +265,7 @@ def run_lattice(device, tally, case, seed):
     got = device.get(on_losses, losses.shape, real_type)
     tolerances = (1e-6, 2e-5) if f32 else (1e-14, 1e-12)
     tally.check(name, f"{dtype} lattice: losses", got, losses, *tolerances)
-    if with_posteriors and not simple:
+    if with_posteriors:
         written = device.written(on_posteriors, weights.nbytes)
         tally.must(name, written, "posteriors: not all written")
         got = device.get(on_posteriors, posteriors.shape, real_type)

@@ -31,10 +31,11 @@ struct Arcs {
 
 namespace {
 
-// `simple`: the simple sweep alone, which the room takes for what the fast one cannot do.
+// `simple`: the way that the room takes for what the fast one cannot do.
 template <typename T>
 int RunLattice(const LatticeStage<T>& stage, bool simple) {
-  return (simple ? cuda::SweepSimply(stage, nullptr) : cuda::ComputeLattice(stage, nullptr)).error;
+  return (simple ? cuda::ComputeLatticeSimply(stage, nullptr)
+                 : cuda::ComputeLattice(stage, nullptr)).error;
 }
 
 template <typename L>
