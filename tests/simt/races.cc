@@ -1,0 +1,316 @@
+#include "races.h"
+
+#include <link.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+namespace simt {
+namespace {
+
+// Program counters are kept as distances from here.
+const char kOrigin = 0;
+
+bool IsAtomic(Touch how) { return how == Touch::kAtomicRead || how == Touch::kAtomicWrite; }
+bool IsWrite(Touch how) { return how == Touch::kWrite || how == Touch::kAtomicWrite; }
+bool Conflict(Touch a, Touch b) {
+  return (IsWrite(a) || IsWrite(b)) && !(IsAtomic(a) && IsAtomic(b));
+}
+// Does everything that conflicts with b conflict with a? (Neither is a plain write.)
+bool Covers(Touch a, Touch b) { return a == b || b == Touch::kAtomicRead; }
+
+struct Range {
+  uintptr_t begin, size;
+};
+
+// The module's thread-local variables, of which ours is one: of the calling OS thread.
+int FindThreadLocals(dl_phdr_info* info, size_t, void* data) {
+  Range& range = *static_cast<Range*>(data);
+  const auto begin = reinterpret_cast<uintptr_t>(info->dlpi_tls_data);
+  for (int i = 0; begin != 0 && i < info->dlpi_phnum; ++i) {
+    const auto& header = info->dlpi_phdr[i];
+    if (header.p_type != PT_TLS || range.begin - begin >= header.p_memsz) continue;
+    range = {begin, header.p_memsz};
+    return 1;
+  }
+  return 0;
+}
+
+template <typename T>
+bool IsIn(const T& variable, uintptr_t address) {
+  return address - reinterpret_cast<uintptr_t>(&variable) < sizeof(T);
+}
+
+}  // namespace
+
+__thread Races* races = nullptr;
+
+Races::Races() : known_(kMaxThreads * kWarpSize) {
+  Range range = {reinterpret_cast<uintptr_t>(dynamic_shared), kMaxDynamicShared};
+  dl_iterate_phdr(FindThreadLocals, &range);
+  shared_begin_ = range.begin;
+  shared_size_ = range.size;
+}
+
+// ---------------------------------------------------------------- What orders
+
+void Races::StartLaunch() {
+  constexpr size_t kMostPages = 4096;
+  if (pages_.size() > kMostPages || stamp_ > UINT32_MAX / 2) {
+    pages_.clear();
+    std::fill(std::begin(recent_), std::end(recent_), Recent{});
+    bytes_ = {};
+    lists_ = {};
+    stamp_ = 0;
+  }
+  launch_ = ++stamp_;
+  blocks_.clear();
+  block_stamps_.clear();
+}
+
+void Races::StartBlock(size_t threads) {
+  block_ = now_ = ++stamp_;
+  blocks_.push_back(blockIdx);
+  block_stamps_.push_back(block_);
+  std::fill_n(known_.begin(), threads * kWarpSize, 0);
+  for (size_t i = 0; i < threads; ++i) known_[i * kWarpSize + i % kWarpSize] = 1;
+}
+
+// Every lane learns what any of them knows. What each does from now on is news to the others.
+void Races::SyncWarp(int first_thread, unsigned mask) {
+  uint32_t* const of_warp = &known_[first_thread * kWarpSize];
+  uint32_t joined[kWarpSize] = {};
+  for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
+    const uint32_t* const known = of_warp + __builtin_ctz(rest) * kWarpSize;
+    for (int k = 0; k < kWarpSize; ++k) joined[k] = std::max(joined[k], known[k]);
+  }
+  for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    uint32_t* const known = of_warp + lane * kWarpSize;
+    std::memcpy(known, joined, sizeof(joined));
+    ++known[lane];
+  }
+}
+
+void Races::Resume(int thread, const Stack& stack) {
+  thread_ = thread;
+  stack_begin_ = reinterpret_cast<uintptr_t>(stack.bottom);
+  stack_size_ = stack.size;
+}
+
+// Of an access that is not forgotten.
+bool Races::IsOrdered(const Event& before) const {
+  if (before.kind == Event::kCopyStarts) return false;
+  if (before.stamp != now_) return before.stamp >= block_;  // or by another block
+  if (before.thread / kWarpSize != thread_ / kWarpSize) return false;
+  return known_[thread_ * kWarpSize + before.thread % kWarpSize] >= before.clock;
+}
+
+// ---------------------------------------------------------------- Shadow memory
+
+template <typename T>
+uint32_t Races::Store<T>::Take() {
+  if (unused.empty()) {
+    all.emplace_back();
+    return static_cast<uint32_t>(all.size());
+  }
+  const uint32_t index = unused.back();
+  unused.pop_back();
+  all[index - 1] = {};
+  return index;
+}
+
+template <typename T>
+void Races::Store<T>::GiveBack(uint32_t& index) {
+  if (index != 0) unused.push_back(index);
+  index = 0;
+}
+
+Races::Page& Races::PageOf(uintptr_t address) {
+  const uintptr_t number = address / kPage;
+  const Recent& recent = recent_[number % std::size(recent_)];
+  return recent.page && recent.number == number ? *recent.page : FindPage(number);
+}
+
+Races::Page& Races::FindPage(uintptr_t number) {
+  std::unique_ptr<Page>& page = pages_[number];
+  if (!page) page = std::make_unique<Page>();
+  recent_[number % std::size(recent_)] = {number, page.get()};
+  return *page;
+}
+
+// ---------------------------------------------------------------- Accesses
+
+Races::Event Races::Now(Touch how, const void* pc) const {
+  return {now_,
+          static_cast<int32_t>(static_cast<const char*>(pc) - &kOrigin),
+          known_[thread_ * kWarpSize + thread_ % kWarpSize],
+          static_cast<uint16_t>(thread_),
+          how,
+          Event::kPlain};
+}
+
+void Races::Note(const void* at, size_t size, Touch how, const void* pc) {
+  if (reinterpret_cast<uintptr_t>(at) - stack_begin_ < stack_size_) return;
+  NoteEvent(at, size, Now(how, pc));
+}
+
+void Races::StartCopy(const void* to, size_t size, const void* from, size_t from_size,
+                      const void* pc) {
+  Note(from, from_size, Touch::kRead, pc);
+  Event event = Now(Touch::kWrite, pc);
+  event.kind = Event::kCopyStarts;
+  NoteEvent(to, size, event);
+}
+
+void Races::FinishCopy(const void* to, size_t size, const void* from, size_t from_size,
+                       const void* pc) {
+  Note(from, from_size, Touch::kRead, pc);
+  Event event = Now(Touch::kWrite, pc);
+  event.kind = Event::kCopyEnds;
+  NoteEvent(to, size, event);
+}
+
+void Races::NoteEvent(const void* at, size_t size, const Event& event) {
+  uintptr_t address = reinterpret_cast<uintptr_t>(at);
+  const uintptr_t end = address + size;
+  uint32_t since = launch_;
+  if (address - shared_begin_ < shared_size_) {
+    if (IsIn(threadIdx, address) || IsIn(blockIdx, address) || IsIn(blockDim, address) ||
+        IsIn(gridDim, address)) {
+      return;
+    }
+    since = block_;
+  }
+  while (address < end) {
+    const uintptr_t next = std::min(end, (address | (kWord - 1)) + 1);
+    Cell& cell = PageOf(address).cells[address % kPage / kWord];
+    TouchWord(cell, address, next - address, event, since);
+    address = next;
+  }
+}
+
+inline void Races::TouchWord(Cell& cell, uintptr_t address, size_t size, const Event& event,
+                             uint32_t since) {
+  if (size == kWord && cell.bytes == 0) {
+    TouchCell(cell, address, event, since);
+  } else {
+    TouchBytes(cell, address, size, event, since);
+  }
+}
+
+// While a word is four bytes, its own `write` says when one of them was touched last.
+void Races::TouchBytes(Cell& cell, uintptr_t address, size_t size, const Event& event,
+                       uint32_t since) {
+  if (cell.bytes != 0 && cell.write.stamp < since) {
+    for (Cell& byte : bytes_[cell.bytes].cells) lists_.GiveBack(byte.more);
+    bytes_.GiveBack(cell.bytes);
+    cell.write = {};
+    if (size == kWord) return TouchCell(cell, address, event, since);
+  }
+  if (cell.bytes == 0) {
+    cell.bytes = bytes_.Take();
+    for (Cell& byte : bytes_[cell.bytes].cells) {
+      byte = {cell.write, cell.other, 0, 0};
+      if (cell.more == 0) continue;
+      byte.more = lists_.Take();
+      lists_[byte.more] = lists_[cell.more];
+    }
+    lists_.GiveBack(cell.more);
+    cell.other = {};
+  }
+  cell.write.stamp = event.stamp;
+  for (size_t i = 0; i < size; ++i) {
+    TouchCell(bytes_[cell.bytes].cells[(address + i) % kWord], address + i, event, since);
+  }
+}
+
+inline void Races::Compare(const Event& before, const Event& event, uintptr_t address) const {
+  if (Conflict(before.how, event.how) && !IsOrdered(before)) Report(before, event, address);
+}
+
+// since: what has an older stamp is of an earlier launch, or an earlier block's shared memory.
+void Races::TouchCell(Cell& cell, uintptr_t address, const Event& event, uint32_t since) {
+  const bool ends_copy = event.kind == Event::kCopyEnds && cell.write.kind == Event::kCopyStarts &&
+                         cell.write.thread == event.thread;
+  if (cell.write.stamp >= since && !ends_copy) Compare(cell.write, event, address);
+  if (cell.other.stamp >= since) {
+    Compare(cell.other, event, address);
+    if (cell.more != 0) {
+      for (const Event& before : lists_[cell.more]) Compare(before, event, address);
+    }
+  } else {
+    cell.other = {};
+    lists_.GiveBack(cell.more);
+  }
+  if (event.how == Touch::kWrite) {
+    cell.write = event;
+    cell.other = {};
+    lists_.GiveBack(cell.more);
+  } else if (cell.other.stamp == 0) {
+    cell.other = event;
+  } else if (cell.more == 0 && Covers(event.how, cell.other.how) && IsOrdered(cell.other)) {
+    cell.other = event;
+  } else {
+    Keep(cell, event);
+  }
+}
+
+// Among those that are kept already. What is before `event`, and conflicts with no more, is not
+// needed any longer; and `event` is not where each access to come that is not after it will be
+// found to race anyway, for it comes from another block, or from another warp than one of two.
+void Races::Keep(Cell& cell, const Event& event) {
+  if (cell.more == 0) cell.more = lists_.Take();
+  std::vector<Event>& more = lists_[cell.more];
+  more.push_back(cell.other);
+  int warp = -1;
+  bool is_needed = true;
+  for (const Event& before : more) {
+    if (!Covers(before.how, event.how)) continue;
+    const int other_warp = before.thread / kWarpSize;
+    if (before.stamp < block_ || (before.stamp == now_ && warp >= 0 && other_warp != warp)) {
+      is_needed = false;
+    }
+    if (before.stamp == now_) warp = other_warp;
+  }
+  if (is_needed) {
+    const auto is_past = [&](const Event& before) {
+      return Covers(event.how, before.how) && IsOrdered(before);
+    };
+    more.erase(std::remove_if(more.begin(), more.end(), is_past), more.end());
+    more.push_back(event);
+  }
+  cell.other = more.back();
+  more.pop_back();
+  if (more.empty()) lists_.GiveBack(cell.more);
+}
+
+// ---------------------------------------------------------------- The message
+
+void Races::Report(const Event& before, const Event& event, uintptr_t address) const {
+  const auto describe = [&](const Event& e) {
+    const size_t began = std::upper_bound(block_stamps_.begin(), block_stamps_.end(), e.stamp) -
+                         block_stamps_.begin();
+    const uint3 block = blocks_[began - 1];
+    const unsigned x = e.thread % blockDim.x, y = e.thread / blockDim.x % blockDim.y,
+                   z = e.thread / blockDim.x / blockDim.y;
+    std::string text = "\n    block (" + std::to_string(block.x) + ", " + std::to_string(block.y) +
+                       ", " + std::to_string(block.z) + "), thread (" + std::to_string(x) + ", " +
+                       std::to_string(y) + ", " + std::to_string(z) + "): ";
+    text += IsAtomic(e.how) ? "an atomic " : e.kind != Event::kPlain ? "an asynchronous " : "a ";
+    text += IsWrite(e.how) ? "write" : "read";
+    const char* at = " at ";
+    for (const std::string& place : PlacesOf(&kOrigin + e.pc)) {
+      text += at + place;
+      at = ", called at ";
+    }
+    return text;
+  };
+  const bool shared = address - shared_begin_ < shared_size_;
+  const std::string both = describe(event) + describe(before);
+  Fail(kNowhere, "race: nothing orders two accesses to %s memory at 0x%zx:%s",
+       shared ? "shared" : "global", static_cast<size_t>(address), both.c_str());
+}
+
+}  // namespace simt
