@@ -99,12 +99,19 @@ void Races::Resume(int thread, const Stack& stack) {
   stack_size_ = stack.size;
 }
 
-// Of an access that is not forgotten.
+// Is an access, which is not forgotten, before what the running thread does now?
 bool Races::IsOrdered(const Event& before) const {
   if (before.kind == Event::kCopyStarts) return false;
   if (before.stamp != now_) return before.stamp >= block_;  // or by another block
-  if (before.thread / kWarpSize != thread_ / kWarpSize) return false;
-  return known_[thread_ * kWarpSize + before.thread % kWarpSize] >= before.clock;
+  return before.warp == warp() && UnorderedLanes(before) == 0;
+}
+
+uint32_t Races::UnorderedLanes(const Event& of_own_warp) const {
+  uint32_t unordered = 0;
+  for (unsigned rest = of_own_warp.lanes; rest != 0; rest &= rest - 1) {
+    if (known()[__builtin_ctz(rest)] < of_own_warp.clock) unordered |= rest & -rest;
+  }
+  return unordered;
 }
 
 // ---------------------------------------------------------------- Shadow memory
@@ -143,10 +150,12 @@ Races::Page& Races::FindPage(uintptr_t number) {
 // ---------------------------------------------------------------- Accesses
 
 Races::Event Races::Now(Touch how, const void* pc) const {
+  const int lane = thread_ % kWarpSize;
   return {now_,
           static_cast<int32_t>(static_cast<const char*>(pc) - &kOrigin),
-          known_[thread_ * kWarpSize + thread_ % kWarpSize],
-          static_cast<uint16_t>(thread_),
+          known()[lane],
+          1u << lane,
+          static_cast<uint8_t>(warp()),
           how,
           Event::kPlain};
 }
@@ -233,7 +242,7 @@ inline void Races::Compare(const Event& before, const Event& event, uintptr_t ad
 // since: what has an older stamp is of an earlier launch, or an earlier block's shared memory.
 void Races::TouchCell(Cell& cell, uintptr_t address, const Event& event, uint32_t since) {
   const bool ends_copy = event.kind == Event::kCopyEnds && cell.write.kind == Event::kCopyStarts &&
-                         cell.write.thread == event.thread;
+                         cell.write.warp == event.warp && cell.write.lanes == event.lanes;
   if (cell.write.stamp >= since && !ends_copy) Compare(cell.write, event, address);
   if (cell.other.stamp >= since) {
     Compare(cell.other, event, address);
@@ -250,6 +259,8 @@ void Races::TouchCell(Cell& cell, uintptr_t address, const Event& event, uint32_
     lists_.GiveBack(cell.more);
   } else if (cell.other.stamp == 0) {
     cell.other = event;
+  } else if (cell.other.IsSameOfOtherLanes(event)) {
+    cell.other.lanes |= event.lanes;
   } else if (cell.more == 0 && Covers(event.how, cell.other.how) && IsOrdered(cell.other)) {
     cell.other = event;
   } else {
@@ -257,32 +268,37 @@ void Races::TouchCell(Cell& cell, uintptr_t address, const Event& event, uint32_
   }
 }
 
-// Among those that are kept already. What is before `event`, and conflicts with no more, is not
-// needed any longer; and `event` is not where each access to come that is not after it will be
-// found to race anyway, for it comes from another block, or from another warp than one of two.
+// Does `event` have to be kept, besides `before`? Not where whoever conflicts with it, and is not
+// after it, will be found to race with `before`, for that is of another block, or `before` and
+// another one are of two warps. (`warp`: of such a one, or -1.)
+bool Races::Replaces(Event& before, const Event& event, int& warp) const {
+  if (before.IsSameOfOtherLanes(event)) {
+    before.lanes |= event.lanes;
+    return true;
+  }
+  if (!Covers(before.how, event.how)) return false;
+  if (before.stamp < block_) return true;
+  if (before.stamp != now_) return false;
+  if (warp >= 0 && warp != before.warp) return true;
+  warp = before.warp;
+  return false;
+}
+
+// Among others. What is before `event`, and conflicts with no more, is not needed any longer.
 void Races::Keep(Cell& cell, const Event& event) {
+  int warp = -1;
+  if (Replaces(cell.other, event, warp)) return;
   if (cell.more == 0) cell.more = lists_.Take();
   std::vector<Event>& more = lists_[cell.more];
+  for (Event& before : more) {
+    if (Replaces(before, event, warp)) return;
+  }
+  const auto is_past = [&](const Event& before) {
+    return Covers(event.how, before.how) && IsOrdered(before);
+  };
   more.push_back(cell.other);
-  int warp = -1;
-  bool is_needed = true;
-  for (const Event& before : more) {
-    if (!Covers(before.how, event.how)) continue;
-    const int other_warp = before.thread / kWarpSize;
-    if (before.stamp < block_ || (before.stamp == now_ && warp >= 0 && other_warp != warp)) {
-      is_needed = false;
-    }
-    if (before.stamp == now_) warp = other_warp;
-  }
-  if (is_needed) {
-    const auto is_past = [&](const Event& before) {
-      return Covers(event.how, before.how) && IsOrdered(before);
-    };
-    more.erase(std::remove_if(more.begin(), more.end(), is_past), more.end());
-    more.push_back(event);
-  }
-  cell.other = more.back();
-  more.pop_back();
+  more.erase(std::remove_if(more.begin(), more.end(), is_past), more.end());
+  cell.other = event;
   if (more.empty()) lists_.GiveBack(cell.more);
 }
 
@@ -293,8 +309,11 @@ void Races::Report(const Event& before, const Event& event, uintptr_t address) c
     const size_t began = std::upper_bound(block_stamps_.begin(), block_stamps_.end(), e.stamp) -
                          block_stamps_.begin();
     const uint3 block = blocks_[began - 1];
-    const unsigned x = e.thread % blockDim.x, y = e.thread / blockDim.x % blockDim.y,
-                   z = e.thread / blockDim.x / blockDim.y;
+    const bool some_are_ordered = &e == &before && e.stamp == now_ && e.warp == warp();
+    const unsigned lanes = some_are_ordered ? UnorderedLanes(e) : e.lanes;
+    const unsigned thread = e.warp * kWarpSize + __builtin_ctz(lanes ? lanes : e.lanes);
+    const unsigned x = thread % blockDim.x, y = thread / blockDim.x % blockDim.y,
+                   z = thread / blockDim.x / blockDim.y;
     std::string text = "\n    block (" + std::to_string(block.x) + ", " + std::to_string(block.y) +
                        ", " + std::to_string(block.z) + "), thread (" + std::to_string(x) + ", " +
                        std::to_string(y) + ", " + std::to_string(z) + "): ";

@@ -51,17 +51,21 @@ class Races {
   void FinishCopy(const void* to, size_t size, const void* from, size_t from_size, const void* pc);
 
  private:
-  // An access. Stamps grow with every launch, block and barrier of a block; a lane's clock with
-  // every barrier of its warp.
+  // An access, or the same one by several lanes of a warp. Stamps grow with every launch, block and
+  // barrier of a block; a lane's clock with every barrier of its warp.
   struct Event {
     uint32_t stamp;
     int32_t pc;
     uint32_t clock;
-    uint16_t thread;
+    uint32_t lanes;
+    uint8_t warp;
     Touch how;
     enum : uint8_t { kPlain, kCopyStarts, kCopyEnds } kind;
+
+    bool IsSameOfOtherLanes(const Event& e) const {
+      return stamp == e.stamp && pc == e.pc && clock == e.clock && warp == e.warp && how == e.how;
+    }
   };
-  static_assert(sizeof(Event) == 16);
 
   // Of four bytes that have always been touched together, or of one. What is ordered before the
   // last write has been forgotten: an access that races with it races with the write, too.
@@ -97,9 +101,14 @@ class Races {
   void TouchBytes(Cell& cell, uintptr_t address, size_t size, const Event& event, uint32_t since);
   void TouchCell(Cell& cell, uintptr_t address, const Event& event, uint32_t since);
   void Keep(Cell& cell, const Event& event);
+  bool Replaces(Event& before, const Event& event, int& warp) const;
   bool IsOrdered(const Event& before) const;
+  uint32_t UnorderedLanes(const Event& of_own_warp) const;
   void Compare(const Event& before, const Event& event, uintptr_t address) const;
   [[noreturn]] void Report(const Event& before, const Event& event, uintptr_t address) const;
+
+  int warp() const { return thread_ / kWarpSize; }
+  const uint32_t* known() const { return &known_[thread_ * kWarpSize]; }
 
   // Addresses of this OS thread's `__shared__` variables, and of the running thread's own stack.
   uintptr_t shared_begin_ = 0, shared_size_ = 0;
