@@ -37,8 +37,8 @@ WRONG_RESULTS = {
 # What stands in the two lines that race.
 RACES = {
     "sum_block_without_barrier": ("partial[i] += ", "partial[i] += "),
-    "copies_without_wait": ("if (lane < 16) __pipeline", "int sum = copies["),
-    "copies_with_shallow_wait": ("if (lane >= 16) __pipeline", "int sum = copies["),
+    "copies_without_wait": ("__pipeline", "int sum = copies["),
+    "copies_with_shallow_wait": ("__pipeline", "int sum = copies["),
     "copies_without_barrier": ("__pipeline", "int sum = copies["),
     "copies_too_early": ("__pipeline", "int late = "),
     "rows_one_too_few": ("// reads its row", "// writes its row"),
