@@ -56,7 +56,7 @@ Races::Races() : known_(kMaxThreads * kWarpSize) {
 // ---------------------------------------------------------------- What orders
 
 void Races::StartLaunch() {
-  constexpr size_t kMostPages = 4096;
+  constexpr size_t kMostPages = 1024;
   if (pages_.size() > kMostPages || stamp_ > UINT32_MAX / 2) {
     pages_.clear();
     std::fill(std::begin(recent_), std::end(recent_), Recent{});
