@@ -49,9 +49,10 @@ RACES = {
     "hand_over_with_barrier_of_warps": ("// hands over", "// takes"),
     "pairs_and_another": ("// writes in pairs", "// reads in pairs"),
     "own_result_and_a_byte": ("// writes its own", "// writes the other's"),
+    "one_word_of_two_values": ("// by all lanes", "// by all lanes"),
     "together_and_plain": ("// a plain write", "// a relaxed write"),
 }
-WITHOUT_RACE = [*WRONG_RESULTS, "rows", "hand_over", "pairs", "own_result", "together"]
+WITHOUT_RACE = [*WRONG_RESULTS, "rows", "hand_over", "pairs", "own_result", "together", "one_word"]
 MESSAGES = {
     "barrier_in_branch": "deadlock: 64 of 64 threads have not exited",
     "barrier_of_two_lines": "__syncthreads, while 32 threads of the block are in the one at",

@@ -100,7 +100,10 @@ class Engine {
   void RunBlock();
   void RunBurst(Warp& warp);
   void Resume(Fiber& fiber);
-  void Suspend() { Switch(running_->stack, scheduler_); }
+  void Suspend() {
+    if (races_) races_->CheckRepeated();
+    Switch(running_->stack, scheduler_);
+  }
   void WaitIn(const char* collective, unsigned mask, Site site);
   void Free(Warp& warp, unsigned lanes);
   void FreeBlock();

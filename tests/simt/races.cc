@@ -182,6 +182,7 @@ void Races::FinishCopy(const void* to, size_t size, const void* from, size_t fro
 }
 
 void Races::NoteEvent(const void* at, size_t size, const Event& event) {
+  CheckRepeated();
   uintptr_t address = reinterpret_cast<uintptr_t>(at);
   const uintptr_t end = address + size;
   uint32_t since = launch_;
@@ -203,7 +204,7 @@ void Races::NoteEvent(const void* at, size_t size, const Event& event) {
 inline void Races::TouchWord(Cell& cell, uintptr_t address, size_t size, const Event& event,
                              uint32_t since) {
   if (size == kWord && cell.bytes == 0) {
-    TouchCell(cell, address, event, since);
+    TouchCell(cell, address, kWord, event, since);
   } else {
     TouchBytes(cell, address, size, event, since);
   }
@@ -216,7 +217,7 @@ void Races::TouchBytes(Cell& cell, uintptr_t address, size_t size, const Event& 
     for (Cell& byte : bytes_[cell.bytes].cells) lists_.GiveBack(byte.more);
     bytes_.GiveBack(cell.bytes);
     cell.write = {};
-    if (size == kWord) return TouchCell(cell, address, event, since);
+    if (size == kWord) return TouchCell(cell, address, kWord, event, since);
   }
   if (cell.bytes == 0) {
     cell.bytes = bytes_.Take();
@@ -231,7 +232,7 @@ void Races::TouchBytes(Cell& cell, uintptr_t address, size_t size, const Event& 
   }
   cell.write.stamp = event.stamp;
   for (size_t i = 0; i < size; ++i) {
-    TouchCell(bytes_[cell.bytes].cells[(address + i) % kWord], address + i, event, since);
+    TouchCell(bytes_[cell.bytes].cells[(address + i) % kWord], address + i, 1, event, since);
   }
 }
 
@@ -239,11 +240,34 @@ inline void Races::Compare(const Event& before, const Event& event, uintptr_t ad
   if (Conflict(before.how, event.how) && !IsOrdered(before)) Report(before, event, address);
 }
 
+// Is it a write that other lanes have made, too, by the same instruction?
+bool Races::Repeats(const Cell& cell, uintptr_t address, size_t size, const Event& event) {
+  const Event& before = cell.write;
+  if (event.how != Touch::kWrite || event.kind != Event::kPlain || before.kind != Event::kPlain ||
+      !before.IsSameOfOtherLanes(event) || IsOrdered(before)) {
+    return false;
+  }
+  Repeated repeated = {address, size, {}, before, event};
+  std::memcpy(repeated.value, reinterpret_cast<const void*>(address), size);
+  repeated_.push_back(repeated);
+  return true;
+}
+
+void Races::CompareRepeated() {
+  for (const Repeated& r : repeated_) {
+    if (std::memcmp(r.value, reinterpret_cast<const void*>(r.address), r.size) == 0) continue;
+    Report(r.before, r.event, r.address);
+  }
+  repeated_.clear();
+}
+
 // since: what has an older stamp is of an earlier launch, or an earlier block's shared memory.
-void Races::TouchCell(Cell& cell, uintptr_t address, const Event& event, uint32_t since) {
+void Races::TouchCell(Cell& cell, uintptr_t address, size_t size, const Event& event,
+                      uint32_t since) {
   const bool ends_copy = event.kind == Event::kCopyEnds && cell.write.kind == Event::kCopyStarts &&
                          cell.write.warp == event.warp && cell.write.lanes == event.lanes;
-  if (cell.write.stamp >= since && !ends_copy) Compare(cell.write, event, address);
+  const bool repeats = cell.write.stamp >= since && Repeats(cell, address, size, event);
+  if (cell.write.stamp >= since && !ends_copy && !repeats) Compare(cell.write, event, address);
   if (cell.other.stamp >= since) {
     Compare(cell.other, event, address);
     if (cell.more != 0) {
@@ -254,7 +278,9 @@ void Races::TouchCell(Cell& cell, uintptr_t address, const Event& event, uint32_
     lists_.GiveBack(cell.more);
   }
   if (event.how == Touch::kWrite) {
+    const uint32_t others = repeats ? cell.write.lanes : 0;
     cell.write = event;
+    cell.write.lanes |= others;
     cell.other = {};
     lists_.GiveBack(cell.more);
   } else if (cell.other.stamp == 0) {

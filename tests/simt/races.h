@@ -13,8 +13,10 @@
 //
 // Shuffles, votes and reductions order no memory, nor do fences alone. Two blocks of a launch are
 // never ordered. Atomic accesses (simt.h) and those to `volatile` objects do not race with each
-// other, but with plain ones they do; they order nothing else, for they are relaxed. Two writes
-// of the same value are a race like any other.
+// other, but with plain ones they do; they order nothing else, for they are relaxed.
+//
+// Lanes of a warp may write one place by one instruction, as CUDA's programming guide has it: one
+// of them is the last. Which is not said, and so they all have to write the same value.
 #pragma once
 
 #include <cstddef>
@@ -49,6 +51,10 @@ class Races {
   // write what is read.
   void StartCopy(const void* to, size_t size, const void* from, size_t from_size, const void* pc);
   void FinishCopy(const void* to, size_t size, const void* from, size_t from_size, const void* pc);
+  // Has what the running thread wrote last changed what another lane had written with it?
+  void CheckRepeated() {
+    if (!repeated_.empty()) CompareRepeated();
+  }
 
  private:
   // An access, or the same one by several lanes of a warp. Stamps grow with every launch, block and
@@ -82,6 +88,13 @@ class Races {
   struct Bytes {
     Cell cells[kWord];
   };
+  // A write of what another lane has just written: the value is known when it is done.
+  struct Repeated {
+    uintptr_t address;
+    size_t size;
+    unsigned char value[kWord];
+    Event before, event;
+  };
   // Where many of a kind come and go.
   template <typename T>
   struct Store {
@@ -99,7 +112,9 @@ class Races {
   Page& FindPage(uintptr_t number);
   void TouchWord(Cell& cell, uintptr_t address, size_t size, const Event& event, uint32_t since);
   void TouchBytes(Cell& cell, uintptr_t address, size_t size, const Event& event, uint32_t since);
-  void TouchCell(Cell& cell, uintptr_t address, const Event& event, uint32_t since);
+  void TouchCell(Cell& cell, uintptr_t address, size_t size, const Event& event, uint32_t since);
+  bool Repeats(const Cell& cell, uintptr_t address, size_t size, const Event& event);
+  void CompareRepeated();
   void Keep(Cell& cell, const Event& event);
   bool Replaces(Event& before, const Event& event, int& warp) const;
   bool IsOrdered(const Event& before) const;
@@ -128,6 +143,7 @@ class Races {
     Page* page;
   };
   Recent recent_[256] = {};
+  std::vector<Repeated> repeated_;
   Store<Bytes> bytes_;
   Store<std::vector<Event>> lists_;
 };

@@ -176,6 +176,15 @@ __global__ void WriteTogether(int* result) {
   }
 }
 
+// All lanes write one word. The bug: not the same value.
+template <bool kBug>
+__global__ void WriteOneWord(int* result) {
+  __shared__ int word;
+  word = kBug && threadIdx.x == 20 ? 8 : 7;  // by all lanes
+  __syncwarp();
+  if (threadIdx.x == 0) result[blockIdx.x] = word;
+}
+
 // Memory that nobody has written: neither 0 nor what the block before has left there.
 __global__ void ReadShared(int* result) {
   int* const mine = reinterpret_cast<int*>(dynamic_shared);
@@ -364,6 +373,8 @@ const Program kPrograms[] = {
     {"own_result_and_a_byte", WriteOwnResult<true>, 32},
     {"together", WriteTogether<false>, 32},
     {"together_and_plain", WriteTogether<true>, 32},
+    {"one_word", WriteOneWord<false>, 32},
+    {"one_word_of_two_values", WriteOneWord<true>, 32},
     {"read_unwritten_shared", ReadShared, 1},
     {"barrier_in_branch", BarrierInBranch, 64},
     {"barrier_of_two_lines", BarrierOfTwoLines, 64},
