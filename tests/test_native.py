@@ -124,16 +124,24 @@ def test_oracle_with_every_instruction_set(isa: str) -> None:
     assert " failed" not in run.stdout
 
 
-def cuda_test(into: pathlib.Path, sources: list[pathlib.Path], *flags: str) -> pathlib.Path:
+def cuda_test(
+    into: pathlib.Path, kernels: list[pathlib.Path], of_kernels: list[str], of_all: list[str]
+) -> pathlib.Path:
     """The CUDA kernels' test program over the emulator."""
-    objects = simt_module.compile_all([NATIVE / "cuda_test.cc", *sources], into, "-O1", *flags)
+    objects = simt_module.compile_all(kernels, into, "-O1", *of_kernels, *of_all)
+    others = [NATIVE / "cuda_test.cc", *simt_module.EMULATOR]
+    objects += simt_module.compile_all(others, into, "-O1", *of_all)
     program = into / "cuda_test"
-    subprocess.run([compiler(), *flags, *objects, "-o", program], check=True)
+    subprocess.run([compiler(), *of_all, *objects, "-o", program], check=True)
     return program
 
 
 def test_cuda_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
-    assert_as_expected(cuda_test(tmp_path, simt_module.SOURCES, *SANITIZE.split()))
+    assert_as_expected(cuda_test(tmp_path, simt_module.KERNELS, [], SANITIZE.split()))
+
+
+def test_cuda_kernels_have_no_race(tmp_path: pathlib.Path) -> None:
+    assert_as_expected(cuda_test(tmp_path, simt_module.KERNELS, simt_module.ANNOUNCED, []))
 
 
 # In which file, what stands there, what is put in its place.
@@ -153,14 +161,15 @@ SABOTAGE = {
 def test_sabotage_of_the_cuda_kernels_is_noticed(what: str, tmp_path: pathlib.Path) -> None:
     file, there, instead = SABOTAGE[what]
     sources = []
-    for source in simt_module.SOURCES:
+    for source in simt_module.KERNELS:
         if source.name == file:
             text = source.read_text()
             assert text.count(there) == 1
             source = tmp_path / file
             source.write_text(text.replace(there, instead))
         sources.append(source)
-    program = cuda_test(tmp_path, sources)
+    program = cuda_test(tmp_path, sources, simt_module.ANNOUNCED, [])
     run = subprocess.run([program], capture_output=True, text=True, timeout=120)
     assert run.returncode != 0
+    assert run.stderr.startswith("simt: race: ")
     assert run.stdout == ""

@@ -4,8 +4,9 @@
 
 #include "cuda_runtime.h"
 
-inline void __pipeline_memcpy_async(void* to, const void* from, size_t size, size_t zero_fill = 0,
-                                    simt::Site site = simt::Site::Here()) {
+__forceinline__ void __pipeline_memcpy_async(void* to, const void* from, size_t size,
+                                             size_t zero_fill = 0,
+                                             simt::Site site = simt::Site::Here()) {
   simt::CopyLater(to, from, size, zero_fill, site);
 }
 

@@ -140,14 +140,15 @@ void CheckAligned(const T* p, Site site) {
   }
 }
 
+// Always inlined, as are their callers: the race detector looks for a line of the kernel.
 template <typename T>
-T Load(const T* p, Site site) {
+__forceinline__ T Load(const T* p, Site site) {
   CheckAligned(p, site);
   return *p;
 }
 
 template <typename T>
-void Store(T* p, T value, Site site) {
+__forceinline__ void Store(T* p, T value, Site site) {
   CheckAligned(p, site);
   *p = value;
 }
@@ -159,23 +160,23 @@ using Same = std::common_type_t<T>;
 }  // namespace simt
 
 template <typename T>
-T __ldg(const T* p, simt::Site site = simt::Site::Here()) {
+__forceinline__ T __ldg(const T* p, simt::Site site = simt::Site::Here()) {
   return simt::Load(p, site);
 }
 template <typename T>
-T __ldcs(const T* p, simt::Site site = simt::Site::Here()) {
+__forceinline__ T __ldcs(const T* p, simt::Site site = simt::Site::Here()) {
   return simt::Load(p, site);
 }
 template <typename T>
-T __ldcg(const T* p, simt::Site site = simt::Site::Here()) {
+__forceinline__ T __ldcg(const T* p, simt::Site site = simt::Site::Here()) {
   return simt::Load(p, site);
 }
 template <typename T>
-void __stcs(T* p, simt::Same<T> value, simt::Site site = simt::Site::Here()) {
+__forceinline__ void __stcs(T* p, simt::Same<T> value, simt::Site site = simt::Site::Here()) {
   simt::Store(p, value, site);
 }
 template <typename T>
-void __stcg(T* p, simt::Same<T> value, simt::Site site = simt::Site::Here()) {
+__forceinline__ void __stcg(T* p, simt::Same<T> value, simt::Site site = simt::Site::Here()) {
   simt::Store(p, value, site);
 }
 

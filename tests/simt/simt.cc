@@ -1,265 +1,21 @@
 #include "simt.h"
 
-#include <cxxabi.h>
-#include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <numeric>
-#include <unordered_map>
-#include <vector>
 
-#include "cuda_runtime_api.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#define SIMT_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SIMT_ASAN 1
-#endif
-#endif
-#ifdef SIMT_ASAN
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(begin, size) static_cast<void>(0)
-#define ASAN_UNPOISON_MEMORY_REGION(begin, size) static_cast<void>(0)
-#endif
+#include "engine.h"
 
 __thread uint3 threadIdx, blockIdx;
 __thread dim3 blockDim, gridDim;
 alignas(16) thread_local unsigned char dynamic_shared[simt::kMaxDynamicShared];
 
-// ---------------------------------------------------------------- Context switch
-
-// Pushes the registers that a call has to preserve, keeps the stack pointer in *from, and does the
-// reverse at `to`. A system call (as in ucontext's swapcontext) would take 20 times as long.
-extern "C" void simt_switch(void** from, void* to) asm("simt_switch");
-
-#if defined(__x86_64__)
-asm(R"(
-.text
-.globl simt_switch
-simt_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-)");
-#elif defined(__aarch64__)
-asm(R"(
-.text
-.globl simt_switch
-simt_switch:
-  sub sp, sp, #160
-  stp x19, x20, [sp]
-  stp x21, x22, [sp, #16]
-  stp x23, x24, [sp, #32]
-  stp x25, x26, [sp, #48]
-  stp x27, x28, [sp, #64]
-  stp x29, x30, [sp, #80]
-  stp d8, d9, [sp, #96]
-  stp d10, d11, [sp, #112]
-  stp d12, d13, [sp, #128]
-  stp d14, d15, [sp, #144]
-  mov x9, sp
-  str x9, [x0]
-  mov sp, x1
-  ldp x19, x20, [sp]
-  ldp x21, x22, [sp, #16]
-  ldp x23, x24, [sp, #32]
-  ldp x25, x26, [sp, #48]
-  ldp x27, x28, [sp, #64]
-  ldp x29, x30, [sp, #80]
-  ldp d8, d9, [sp, #96]
-  ldp d10, d11, [sp, #112]
-  ldp d12, d13, [sp, #128]
-  ldp d14, d15, [sp, #144]
-  add sp, sp, #160
-  ret
-)");
-#else
-#error "simt_switch is written for x86-64 and aarch64"
-#endif
-
 namespace simt {
-namespace {
 
-// The stack pointer of a fiber that has not run yet, as simt_switch would have left it.
-void* FirstFrame(char* top, void (*entry)()) {
-  void** frame = reinterpret_cast<void**>(top);
-#if defined(__x86_64__)
-  frame -= 8;  // 6 registers, the entry, and its return address: none
-  std::fill(frame, frame + 8, nullptr);
-  frame[6] = reinterpret_cast<void*>(entry);
-#else
-  frame -= 20;
-  std::fill(frame, frame + 20, nullptr);
-  frame[11] = reinterpret_cast<void*>(entry);  // x30
-#endif
-  return frame;
-}
-
-// ---------------------------------------------------------------- Fibers
-
-#ifdef SIMT_ASAN
-constexpr size_t kStackSize = 256 * 1024;
-#else
-constexpr size_t kStackSize = 64 * 1024;
-#endif
-
-// One of the two ends of a switch, for AddressSanitizer: it has to know the stack that it is on.
-struct Stack {
-  void* pointer = nullptr;  // while nobody runs on it
-  const void* bottom = nullptr;
-  size_t size = 0;
-  void* fake = nullptr;  // AddressSanitizer's
-};
-
-void Switch(Stack& from, const Stack& to) {
-#ifdef SIMT_ASAN
-  __sanitizer_start_switch_fiber(&from.fake, to.bottom, to.size);
-#endif
-  simt_switch(&from.pointer, to.pointer);
-#ifdef SIMT_ASAN
-  __sanitizer_finish_switch_fiber(from.fake, nullptr, nullptr);
-#endif
-}
-
-struct Copy {
-  unsigned char* to;
-  const void* from;
-  size_t size, zeros;
-  size_t batch;
-  unsigned char seen[16];  // the source when the copy was asked for
-  Site site;
-};
-
-// A thread of a block.
-struct Fiber {
-  Stack stack;
-  void* mapping = nullptr;
-  uint3 index{};
-
-  // What it waits in, if `waits_in` is not null.
-  const char* waits_in = nullptr;
-  unsigned mask = 0;
-  Site site{};
-  uint64_t value = 0;  // brought along, then received
-  int source = 0;
-
-  std::vector<Copy> copies;
-  size_t batches = 0;
-};
-
-struct Warp {
-  Fiber* fibers;
-  unsigned live;     // lanes that have not exited
-  unsigned ready;    // lanes that can go on
-  unsigned waiting;  // lanes in a warp collective
-  unsigned claimed;  // the masks of those collectives
-};
-
-// SplitMix64.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-
-  uint64_t Bits() {
-    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-  uint64_t Below(uint64_t n) { return Bits() % n; }
-
- private:
-  uint64_t state_;
-};
-
-bool SameText(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
-bool SameSite(Site a, Site b) { return a.line == b.line && SameText(a.file, b.file); }
-
-unsigned Bit(int i) { return 1u << i; }
-int LowestBit(unsigned bits) { return __builtin_ctz(bits); }
-
-// The blocks that one OS thread runs. Fibers live as long as it does, and run one kernel after
-// another.
-class Engine {
- public:
-  Engine() : random_(Seed()), pool_(kMaxThreads) {}
-  ~Engine();
-
-  void Run(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic_shared_size);
-  void SyncThreads(Site site);
-  uint64_t Exchange(const char* collective, unsigned mask, uint64_t value, int source, Site site);
-  void Yield(Site site);
-  void NoteProgress() { idle_ = 0; }
-  Fiber& running() { return *running_; }
-  int lane() const { return static_cast<int>(running_ - warp_->fibers); }
-  void Describe() const;
-
- private:
-  static uint64_t Seed() {
-    const char* seed = std::getenv("SIMT_SEED");
-    return seed ? std::strtoull(seed, nullptr, 10) : 20221107;
-  }
-  static void FiberMain();
-
-  void MapStacks();
-  void RunBlock();
-  void RunBurst(Warp& warp);
-  void Resume(Fiber& fiber);
-  void Suspend() { Switch(running_->stack, scheduler_); }
-  void WaitIn(const char* collective, unsigned mask, Site site);
-  void Free(Warp& warp, unsigned lanes);
-  void FreeBlock();
-  void CheckCompany(const char* collective, unsigned mask, Site site) const;
-  void Exit();
-  [[noreturn]] void Deadlock() const;
-  void DescribeWaiting() const;
-
-  Random random_;
-  Stack scheduler_;
-  std::vector<Fiber> pool_;  // never grows: stacks hold pointers to it
-
-  const Kernel* kernel_ = nullptr;
-  size_t threads_ = 0;
-  Warp warps_[kMaxThreads / kWarpSize];
-  unsigned ready_warps_ = 0;
-  size_t live_ = 0;     // threads that have not exited
-  size_t arrived_ = 0;  // threads in __syncthreads
-  Site barrier_{};      // where they are
-  size_t idle_ = 0;     // yields since anything else has happened
-
-  Warp* warp_ = nullptr;  // of the running thread
-  Fiber* running_ = nullptr;
-};
-
-// This OS thread's, while it runs a kernel.
 __thread Engine* engine = nullptr;
-
-Engine& Running(const char* what, Site site) {
-  if (!engine) Fail(site, "%s outside of a kernel", what);
-  return *engine;
-}
 
 // ---------------------------------------------------------------- A launch
 
@@ -307,6 +63,8 @@ void Engine::Run(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic_sha
   blockDim = block;
   threads_ = size_t{block.x} * block.y * block.z;
   MapStacks();
+  races = races_.get();
+  if (races) races->StartLaunch();
   ASAN_POISON_MEMORY_REGION(dynamic_shared + dynamic_shared_size,
                             kMaxDynamicShared - dynamic_shared_size);
 
@@ -323,6 +81,7 @@ void Engine::Run(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic_sha
     i = (i + stride) % blocks;
   }
   ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, kMaxDynamicShared);
+  races = nullptr;
   kernel_ = nullptr;
 }
 
@@ -336,6 +95,7 @@ void Engine::RunBlock() {
     fiber.copies.clear();
     fiber.batches = 0;
   }
+  if (races) races->StartBlock(threads_);
   live_ = threads_;
   arrived_ = idle_ = 0;
   for (size_t i = 0; i < threads_; i += kWarpSize) {
@@ -374,6 +134,7 @@ void Engine::RunBurst(Warp& warp) {
 void Engine::Resume(Fiber& fiber) {
   running_ = &fiber;
   threadIdx = fiber.index;
+  if (races) races->Resume(static_cast<int>(&fiber - pool_.data()), fiber.stack);
   Switch(scheduler_, fiber.stack);
   running_ = nullptr;
 }
@@ -406,6 +167,7 @@ void Engine::WaitIn(const char* collective, unsigned mask, Site site) {
 
 void Engine::FreeBlock() {
   arrived_ = 0;
+  if (races) races->SyncBlock();
   const size_t warps = (threads_ + kWarpSize - 1) / kWarpSize;
   for (size_t i = 0; i < warps; ++i) Free(warps_[i], warps_[i].live);
 }
@@ -477,6 +239,9 @@ uint64_t Engine::Exchange(const char* collective, unsigned mask, uint64_t value,
         fiber.value = mask & Bit(fiber.source) ? values[fiber.source] : ~uint64_t{0};
       }
     }
+    if (races && SameText(collective, "__syncwarp")) {
+      races->SyncWarp(static_cast<int>(warp_->fibers - pool_.data()), mask);
+    }
     warp_->waiting &= ~mask;
     warp_->claimed &= ~mask;
     Free(*warp_, mask);
@@ -494,76 +259,7 @@ void Engine::Yield(Site site) {
   Suspend();
 }
 
-// ---------------------------------------------------------------- Messages
-
-void Engine::Deadlock() const {
-  Fail(kNowhere, "deadlock: %zu of %zu threads have not exited, and none of them can go on", live_,
-       threads_);
-}
-
-// Every place where threads wait, how many, and the first of them.
-void Engine::DescribeWaiting() const {
-  std::vector<const Fiber*> seen;
-  for (size_t i = 0; i < threads_; ++i) {
-    const auto at_same_place = [&](const Fiber& a, const Fiber& b) {
-      return b.waits_in && SameText(a.waits_in, b.waits_in) && a.mask == b.mask &&
-             SameSite(a.site, b.site);
-    };
-    const Fiber& first = pool_[i];
-    if (!first.waits_in) continue;
-    if (std::any_of(seen.begin(), seen.end(),
-                    [&](const Fiber* f) { return at_same_place(first, *f); })) {
-      continue;
-    }
-    seen.push_back(&first);
-    size_t count = 0;
-    char names[256] = "";
-    for (size_t k = i; k < threads_; ++k) {
-      const Fiber& fiber = pool_[k];
-      if (!at_same_place(first, fiber)) continue;
-      if (++count > 8) continue;
-      const size_t length = std::strlen(names);
-      std::snprintf(names + length, sizeof(names) - length, " (%u, %u, %u)", fiber.index.x,
-                    fiber.index.y, fiber.index.z);
-    }
-    std::fprintf(stderr, "  waiting in %s", first.waits_in);
-    if (first.mask != 0) std::fprintf(stderr, " of the mask 0x%08x", first.mask);
-    std::fprintf(stderr, " at %s:%d (%s): %zu threads:%s%s\n", first.site.file, first.site.line,
-                 first.site.function, count, names, count > 8 ? " ..." : "");
-  }
-}
-
-// A kernel has a name here if it is not local to its file, and, in a program, if that was linked
-// with -rdynamic. The function of a place is always known.
-void Engine::Describe() const {
-  Dl_info info;
-  if (dladdr(kernel_->address, &info) != 0 && info.dli_saddr == kernel_->address) {
-    char* name = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr);
-    std::fprintf(stderr, "  in kernel %s\n", name ? name : info.dli_sname);
-    std::free(name);
-  }
-  std::fprintf(stderr, "  in block (%u, %u, %u)", blockIdx.x, blockIdx.y, blockIdx.z);
-  if (running_) {
-    std::fprintf(stderr, ", thread (%u, %u, %u)", threadIdx.x, threadIdx.y, threadIdx.z);
-  }
-  std::fprintf(stderr, "\n");
-  DescribeWaiting();
-}
-
-}  // namespace
-
-void Fail(Site site, const char* format, ...) {
-  std::fflush(stdout);
-  std::fprintf(stderr, "simt: ");
-  if (site.file) std::fprintf(stderr, "%s:%d (%s): ", site.file, site.line, site.function);
-  va_list arguments;
-  va_start(arguments, format);
-  std::vfprintf(stderr, format, arguments);
-  va_end(arguments);
-  std::fprintf(stderr, "\n");
-  if (engine) engine->Describe();
-  std::abort();
-}
+// ---------------------------------------------------------------- The running thread asks
 
 void Run(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic_shared_size) {
   static thread_local Engine this_threads_engine;
@@ -583,105 +279,4 @@ int Lane() { return engine ? engine->lane() : 0; }
 
 void Yield(Site site) { Running("__nanosleep", site).Yield(site); }
 
-// ---------------------------------------------------------------- Atomics
-
-uint64_t AtomicLoad(const uint64_t* p, Site site) {
-  Running("an atomic load", site).Yield(site);
-  return *p;
-}
-
-void AtomicStore(uint64_t* p, uint64_t x) {
-  Running("an atomic store", kNowhere).NoteProgress();
-  *p = x;
-}
-
-unsigned AtomicAdd(unsigned* p, unsigned x) {
-  Running("atomicAdd", kNowhere).NoteProgress();
-  const unsigned before = *p;
-  *p = before + x;
-  return before;
-}
-
-// ---------------------------------------------------------------- Asynchronous copies
-
-void CopyLater(void* to, const void* from, size_t size, size_t zeros, Site site) {
-  Fiber& fiber = Running("__pipeline_memcpy_async", site).running();
-  if ((size != 4 && size != 8 && size != 16) || zeros > size) {
-    Fail(site, "__pipeline_memcpy_async of %zu bytes, %zu of them zeros", size, zeros);
-  }
-  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % size != 0) {
-    Fail(site, "__pipeline_memcpy_async of %zu bytes from %p to %p: not aligned", size, from, to);
-  }
-  Copy copy{static_cast<unsigned char*>(to), from, size, zeros, fiber.batches, {}, site};
-  if (zeros < size) std::memcpy(copy.seen, from, size - zeros);
-  std::memset(to, 0xff, size);
-  fiber.copies.push_back(copy);
-}
-
-void CommitCopies(Site site) { ++Running("__pipeline_commit", site).running().batches; }
-
-void WaitForCopies(size_t batches_in_flight, Site site) {
-  Fiber& fiber = Running("__pipeline_wait_prior", site).running();
-  const auto is_due = [&](const Copy& copy) {
-    return copy.batch + batches_in_flight < fiber.batches;
-  };
-  for (const Copy& copy : fiber.copies) {
-    if (!is_due(copy)) continue;
-    if (copy.zeros < copy.size && std::memcmp(copy.seen, copy.from, copy.size - copy.zeros) != 0) {
-      Fail(copy.site, "the source of __pipeline_memcpy_async was changed before the copy was done");
-    }
-    std::memcpy(copy.to, copy.seen, copy.size - copy.zeros);
-    std::memset(copy.to + copy.size - copy.zeros, 0, copy.zeros);
-  }
-  fiber.copies.erase(std::remove_if(fiber.copies.begin(), fiber.copies.end(), is_due),
-                     fiber.copies.end());
-}
-
-// ---------------------------------------------------------------- Launch limits
-
-namespace {
-
-std::mutex limits_mutex;
-std::unordered_map<const void*, size_t> dynamic_shared_limits;  // of kernels that raised theirs
-
-}  // namespace
-
-cudaError_t CheckLaunch(const cudaLaunchConfig_t& config, const void* kernel) {
-  const dim3 grid = config.gridDim, block = config.blockDim;
-  if (!kernel) return cudaErrorInvalidDeviceFunction;
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 ||
-      grid.z > 65535) {
-    return cudaErrorInvalidConfiguration;
-  }
-  // Each factor is bounded before they are multiplied.
-  if (block.x == 0 || block.y == 0 || block.z == 0 || block.x > 1024 || block.y > 1024 ||
-      block.z > 64 || size_t{block.x} * block.y * block.z > kMaxThreads) {
-    return cudaErrorInvalidConfiguration;
-  }
-  for (unsigned i = 0; i < config.numAttrs; ++i) {
-    const cudaLaunchAttributeID id = config.attrs[i].id;
-    if (id != cudaLaunchAttributeIgnore &&
-        id != cudaLaunchAttributeProgrammaticStreamSerialization) {
-      return cudaErrorNotSupported;
-    }
-  }
-  if (config.dynamicSmemBytes <= kDefaultDynamicShared) return cudaSuccess;
-  const std::lock_guard<std::mutex> lock(limits_mutex);
-  const auto limit = dynamic_shared_limits.find(kernel);
-  const bool raised =
-      limit != dynamic_shared_limits.end() && config.dynamicSmemBytes <= limit->second;
-  return raised ? cudaSuccess : cudaErrorInvalidValue;
-}
-
 }  // namespace simt
-
-cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
-  if (!kernel) return simt::Answer(cudaErrorInvalidDeviceFunction);
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
-      static_cast<size_t>(value) > simt::kMaxDynamicShared) {
-    return simt::Answer(cudaErrorInvalidValue);
-  }
-  const std::lock_guard<std::mutex> lock(simt::limits_mutex);
-  simt::dynamic_shared_limits[kernel] = static_cast<size_t>(value);
-  return cudaSuccess;
-}

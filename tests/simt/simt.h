@@ -5,7 +5,8 @@
 // SIMT_SEED in the environment), so that a kernel which lacks a barrier gives a wrong result and
 // not, by luck, the right one. Blocks run one after another, also in a shuffled order.
 //
-// What would be undefined behaviour on a GPU, or a hang, ends in a message and abort().
+// What would be undefined behaviour on a GPU, or a hang, ends in a message and abort(). So does a
+// race, in whatever order it was run, where kernels are compiled to be watched (races.h).
 #pragma once
 
 #include <cstddef>

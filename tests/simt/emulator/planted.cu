@@ -15,7 +15,7 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffff;
 
-// ---------------------------------------------------------------- Wrong results
+// ---------------------------------------------------------------- Missing waits
 
 // The sum of 0 .. 255 by halving. The bug: the halves do not wait for each other.
 template <bool kBug>
@@ -29,7 +29,7 @@ __global__ void SumBlock(int* result) {
     if (!kBug) __syncthreads();
   }
   if (kBug) __syncthreads();
-  if (i == 0) *result = partial[0];
+  if (i == 0) result[blockIdx.x] = partial[0];
 }
 
 // Lane i gets the value of lane i + 1. The bug: it does not wait for it.
@@ -42,7 +42,7 @@ __global__ void PassInWarp(int* result) {
   values[lane] = lane;
   if (!kBug) __syncwarp();
   const int sum = __ballot_sync(kAll, values[(lane + 1) % 32] == (lane + 1) % 32) == kAll;
-  if (lane == 0) *result = sum;
+  if (lane == 0) result[blockIdx.x] = sum;
 }
 
 // A producing warp hands 100 numbers to a consuming one through a ring of 4. The bug: the producer
@@ -68,7 +68,7 @@ __global__ void PassThroughRing(int* result) {
       if (first) used = i + 1;
     }
   }
-  if (first && threadIdx.y == 1) *result = sum;
+  if (first && threadIdx.y == 1) result[blockIdx.x] = sum;
 }
 
 // The sum of 32 numbers that were copied asynchronously in two batches. The bugs: no wait; a wait
@@ -92,13 +92,103 @@ __global__ void SumCopies(int* result, const int* numbers) {
   if (kHow != Copying::kNoBarrier) __syncwarp();
   int sum = copies[(lane + 1) % 32] + late - 1000;
   for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(kAll, sum, i);
-  if (lane == 0) *result = sum;
+  if (lane == 0) result[blockIdx.x] = sum;
+}
+
+// What a lane has added up, step by step, goes to the next one through a ring of rows, `steps`
+// steps later. The bugs: a ring one row too short, so that a step writes the row that is read; no
+// barrier between one step and the next; a shuffle in its place, which orders no memory.
+enum class Passing { kRight, kShortRing, kNoBarrier, kShuffle };
+
+template <Passing kHow>
+__global__ void PassThroughRows(int* result) {
+  constexpr int kDelay = 4, kRows = kHow == Passing::kShortRing ? kDelay : kDelay + 1;
+  __shared__ int rows[kRows][32];
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int row = 0; row < kRows; ++row) rows[row][lane] = lane;
+  __syncwarp();
+  int sum = 0;
+  for (int step = 0; step < 20; ++step) {
+    sum += rows[step % kRows][(lane + 1) % 32];         // reads its row
+    rows[(step + kDelay) % kRows][lane] = lane + step;  // writes its row
+    if (kHow == Passing::kShuffle) {
+      sum += __shfl_xor_sync(kAll, step, 1) - step;
+    } else if (kHow != Passing::kNoBarrier) {
+      __syncwarp();
+    }
+  }
+  for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(kAll, sum, i);
+  if (lane == 0) result[blockIdx.x] = sum;
+}
+
+// A warp hands a row of numbers to the next. The bugs: it is taken before the barrier; each warp
+// waits for itself alone.
+enum class HandingOver { kRight, kTooEarly, kBarrierOfWarps };
+
+template <HandingOver kHow>
+__global__ void HandOver(int* result) {
+  __shared__ int row[32];
+  const int lane = static_cast<int>(threadIdx.x);
+  int sum = 0;
+  if (threadIdx.y == 0) row[lane] = lane;                                         // hands over
+  if (kHow == HandingOver::kTooEarly && threadIdx.y == 1) sum += row[31 - lane];  // takes too early
+  if (kHow == HandingOver::kBarrierOfWarps) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+  if (kHow != HandingOver::kTooEarly && threadIdx.y == 1) sum += row[31 - lane];  // takes
+  for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(kAll, sum, i);
+  if (lane == 0 && threadIdx.y == 1) result[blockIdx.x] = sum;
+}
+
+// Pairs of lanes wait for each other. The bug: then for another lane's sake, too.
+template <bool kBug>
+__global__ void PassInPairs(int* result) {
+  __shared__ int values[32];
+  const int lane = static_cast<int>(threadIdx.x);
+  values[lane] = lane;  // writes in pairs
+  __syncwarp(3u << (lane & ~1));
+  const int other = values[kBug ? (lane + 2) % 32 : lane ^ 1];  // reads in pairs
+  int sum = other;
+  for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(kAll, sum, i);
+  if (lane == 0) result[blockIdx.x] = sum;
+}
+
+// Each block writes its own result. The bug: one byte of the other's, too.
+template <bool kBug>
+__global__ void WriteOwnResult(int* result) {
+  if (threadIdx.x == 0) result[blockIdx.x] = 7;  // writes its own
+  if (kBug && threadIdx.x == 1) {
+    reinterpret_cast<unsigned char*>(result)[4 * (1 - blockIdx.x) + 3] = 0;  // writes the other's
+  }
+}
+
+// All blocks write the same word, atomically. The bug: one of them does not.
+template <bool kBug>
+__global__ void WriteTogether(int* result) {
+  uint64_t* const word = reinterpret_cast<uint64_t*>(result);
+  if (threadIdx.x != 0) return;
+  if (kBug && blockIdx.x == 1) {
+    *word = (uint64_t{7} << 32) + 7;  // a plain write
+  } else {
+    mbrnnt::cuda::StoreRelaxed(word, (uint64_t{7} << 32) + 7);  // a relaxed write
+  }
+}
+
+// All lanes write one word. The bug: not the same value.
+template <bool kBug>
+__global__ void WriteOneWord(int* result) {
+  __shared__ int word;
+  word = kBug && threadIdx.x == 20 ? 8 : 7;  // by all lanes
+  __syncwarp();
+  if (threadIdx.x == 0) result[blockIdx.x] = word;
 }
 
 // Memory that nobody has written: neither 0 nor what the block before has left there.
 __global__ void ReadShared(int* result) {
   int* const mine = reinterpret_cast<int*>(dynamic_shared);
-  *result = mine[0];
+  result[blockIdx.x] = mine[0];
   mine[0] = 7;
 }
 
@@ -196,11 +286,11 @@ __global__ void BeyondStaticShared(int* result) {
   *result = values[threadIdx.x];
 }
 
-__global__ void BeyondGlobal(int* result) { result[threadIdx.x] = 5; }  // It has one element.
+__global__ void BeyondGlobal(int* result) { result[threadIdx.x] = 5; }  // It has 2 elements.
 
 __global__ void CopyFromBeyondGlobal(int* result) {
   __shared__ int copy;
-  __pipeline_memcpy_async(&copy, result + 1, 4);
+  __pipeline_memcpy_async(&copy, result + 2, 4);
 }
 
 __global__ void MisalignedLoad(int* result) {  // __ldg: found without a sanitizer too.
@@ -251,6 +341,12 @@ void PrintOrder() {
   for (int i : order.Fetch()) std::printf("%d ", i);
 }
 
+// One number where the two blocks agree.
+void Print(const std::vector<int>& results) {
+  if (results[0] != results[1]) std::printf("%d ", results[0]);
+  std::printf("%d\n", results[1]);
+}
+
 struct Program {
   const char* name;
   void (*kernel)(int*);
@@ -264,6 +360,21 @@ const Program kPrograms[] = {
     {"pass_in_warp_without_syncwarp", PassInWarp<true>, 32},
     {"ring", PassThroughRing<false>, {32, 2}},
     {"ring_without_room", PassThroughRing<true>, {32, 2}},
+    {"rows", PassThroughRows<Passing::kRight>, 32},
+    {"rows_one_too_few", PassThroughRows<Passing::kShortRing>, 32},
+    {"rows_without_barrier", PassThroughRows<Passing::kNoBarrier>, 32},
+    {"rows_with_shuffle_for_barrier", PassThroughRows<Passing::kShuffle>, 32},
+    {"hand_over", HandOver<HandingOver::kRight>, {32, 2}},
+    {"hand_over_too_early", HandOver<HandingOver::kTooEarly>, {32, 2}},
+    {"hand_over_with_barrier_of_warps", HandOver<HandingOver::kBarrierOfWarps>, {32, 2}},
+    {"pairs", PassInPairs<false>, 32},
+    {"pairs_and_another", PassInPairs<true>, 32},
+    {"own_result", WriteOwnResult<false>, 32},
+    {"own_result_and_a_byte", WriteOwnResult<true>, 32},
+    {"together", WriteTogether<false>, 32},
+    {"together_and_plain", WriteTogether<true>, 32},
+    {"one_word", WriteOneWord<false>, 32},
+    {"one_word_of_two_values", WriteOneWord<true>, 32},
     {"read_unwritten_shared", ReadShared, 1},
     {"barrier_in_branch", BarrierInBranch, 64},
     {"barrier_of_two_lines", BarrierOfTwoLines, 64},
@@ -302,15 +413,15 @@ const CopyingProgram kCopyingPrograms[] = {
 
 }  // namespace
 
-// Two blocks each, one after the other; prints the result of the last one.
+// Two blocks each.
 int main(int argc, char** argv) {
   EXPECT(argc == 2);
-  DeviceArray<int> result(1);
+  DeviceArray<int> result(2);
   for (const Program& program : kPrograms) {
     if (std::strcmp(program.name, argv[1]) != 0) continue;
     const size_t threads = size_t{program.block.x} * program.block.y;
     Launch(2, program.block, threads * sizeof(int), program.kernel, result.data());
-    std::printf("%d\n", result.Fetch()[0]);
+    Print(result.Fetch());
     return 0;
   }
   std::vector<int> values(32);
@@ -319,7 +430,7 @@ int main(int argc, char** argv) {
   for (const CopyingProgram& program : kCopyingPrograms) {
     if (std::strcmp(program.name, argv[1]) != 0) continue;
     Launch(2, 32, 0, program.kernel, result.data(), static_cast<const int*>(numbers.data()));
-    std::printf("%d\n", result.Fetch()[0]);
+    Print(result.Fetch());
     return 0;
   }
   if (std::strcmp(argv[1], "order") == 0) return PrintOrder(), 0;
