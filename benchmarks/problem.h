@@ -185,7 +185,7 @@ struct Buffers {
   LogNormalizer<T>* log_normalizers;
   T *losses, *posteriors;
   const T* cotangents;
-  Scaled<T>*likelihoods, *alphas, *betas, *weights;
+  T* workspace;
 
   ArcClasses classes() const {
     const auto last = static_cast<int32_t>(num_classes - 1);
@@ -210,10 +210,7 @@ struct Buffers {
     s.arc_log_probs = arc_log_probs;
     s.losses = losses;
     s.posteriors = with_posteriors ? posteriors : nullptr;
-    s.likelihoods = likelihoods;
-    s.alphas = alphas;
-    s.betas = with_posteriors ? betas : nullptr;
-    s.weights = weights;
+    cuda::Workspace::Place(workspace, s);
     return s;
   }
   LogitGradientsStage<L> LogitGradients(const L* logits, L* gradients) const {
@@ -251,10 +248,8 @@ class Problem {
         losses_(shape.batch),
         posteriors_(shape.nodes() * num_arcs_),
         cotangents_(std::vector<T>(shape.batch, kCotangent)),
-        likelihoods_(shape.batch),
-        alphas_(shape.nodes()),
-        betas_(shape.nodes()),
-        weights_(shape.nodes() * num_arcs_) {
+        workspace_(shape.batch * cuda::Workspace::NumbersPerUtterance(shape.frames, shape.columns,
+                                                                      num_arcs_, true)) {
     logits_.Fill(RandomLogits<L>());
   }
 
@@ -329,10 +324,7 @@ class Problem {
         losses_.data(),
         posteriors_.data(),
         cotangents_.data(),
-        likelihoods_.data(),
-        alphas_.data(),
-        betas_.data(),
-        weights_.data()};
+        workspace_.data()};
   }
 
   std::vector<int32_t> Labels() const {
@@ -400,7 +392,7 @@ class Problem {
   DeviceArray<T> arc_log_probs_;
   DeviceArray<LogNormalizer<T>> log_normalizers_;
   DeviceArray<T> losses_, posteriors_, cotangents_;
-  DeviceArray<Scaled<T>> likelihoods_, alphas_, betas_, weights_;
+  DeviceArray<T> workspace_;
 };
 
 }  // namespace mbrnnt::benchmarks
