@@ -103,6 +103,13 @@ inline int __all_sync(unsigned mask, int predicate, simt::Site site = simt::Site
   return simt::Exchange("__all_sync", mask, predicate != 0, simt::kBallot, site) == mask;
 }
 
+// On a GPU from sm_80 on.
+inline int __reduce_max_sync(unsigned mask, int value, simt::Site site = simt::Site::Here()) {
+  const auto bits = static_cast<uint64_t>(value);
+  return static_cast<int>(
+      simt::Exchange("__reduce_max_sync", mask, bits, simt::kMaximum, site));
+}
+
 inline void __nanosleep(unsigned, simt::Site site = simt::Site::Here()) { simt::Yield(site); }
 
 // One OS thread runs the block: its memory accesses are in order.

@@ -456,15 +456,19 @@ uint64_t Engine::Exchange(const char* collective, unsigned mask, uint64_t value,
     // The last one hands out the results: nobody can overwrite a value that is still to be read.
     uint64_t values[kWarpSize];
     unsigned ballot = 0;
+    int maximum = INT32_MIN;
     for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
       const int i = LowestBit(rest);
       values[i] = warp_->fibers[i].value;
       if (values[i] != 0) ballot |= Bit(i);
+      maximum = std::max(maximum, static_cast<int>(values[i]));
     }
     for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
       Fiber& fiber = warp_->fibers[LowestBit(rest)];
       if (fiber.source == kBallot) {
         fiber.value = ballot;
+      } else if (fiber.source == kMaximum) {
+        fiber.value = static_cast<uint64_t>(maximum);
       } else {
         fiber.value = mask & Bit(fiber.source) ? values[fiber.source] : ~uint64_t{0};
       }

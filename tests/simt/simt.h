@@ -50,8 +50,8 @@ void SyncThreads(Site site);
 
 // Waits for all lanes of the mask. Every lane brings a value and gets the one of the lane `source`
 // (all bits 1 if the mask does not hold that lane), or, with kBallot, a mask of the lanes whose
-// value is not 0.
-inline constexpr int kBallot = -1;
+// value is not 0, or, with kMaximum, the largest value of the type int.
+inline constexpr int kBallot = -1, kMaximum = -2;
 uint64_t Exchange(const char* collective, unsigned mask, uint64_t value, int source, Site site);
 
 // The running thread's place in its warp.

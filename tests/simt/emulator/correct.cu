@@ -123,11 +123,15 @@ __global__ void Vote(int* broken) {
   EXPECT_IN_KERNEL(__ballot_sync(kAll, lane % 3 == 0) == 0x49249249u);
   EXPECT_IN_KERNEL(__any_sync(kAll, lane == 17) == 1 && __any_sync(kAll, 0) == 0);
   EXPECT_IN_KERNEL(__all_sync(kAll, 5) == 1 && __all_sync(kAll, lane != 17) == 0);
+  const int descending = 20 - static_cast<int>(lane);
+  EXPECT_IN_KERNEL(__reduce_max_sync(kAll, descending) == 20);
+  EXPECT_IN_KERNEL(__reduce_max_sync(kAll, descending - 100) == -80);
 
   // Two groups of the warp at different places at the same time, then one that exits.
   const unsigned mask = lane < 16 ? 0x0000ffffu : 0xffff0000u;
   if (lane < 16) {
     for (int i = 0; i < 5; ++i) EXPECT_IN_KERNEL(__ballot_sync(mask, 1) == mask);
+    EXPECT_IN_KERNEL(__reduce_max_sync(mask, descending % 7) == 6);
   } else {
     EXPECT_IN_KERNEL(__shfl_sync(mask, lane, 3, 16) == 19);
   }
