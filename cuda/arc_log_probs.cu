@@ -89,8 +89,14 @@ __device__ __forceinline__ LogNormalizer<Real<L>> LogNormalizerOf(const L* logit
   return {largest, row.exponential.LogSum(largest, group.Sum(row.sum * factor))};
 }
 
+// Blocks that a multiprocessor holds: as many as have registers enough not to spill.
+template <typename L>
+constexpr int kBlocks = sizeof(L) == 8   ? 2
+                        : ptx::kFromSm80 ? 4
+                                         : 3;
+
 template <typename L, int kLanes>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
+__global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
     ArcLogProbsKernel(const __grid_constant__ ArcLogProbsStage<L> s) {
   using T = Real<L>;
   const auto group = LaneGroup<kLanes>::OfThisThread();

@@ -32,12 +32,13 @@ struct RowGradient {
   }
 };
 
-// Of `size` logits that follow each other in memory. Packs are loaded, a round of them, before any
-// is stored: the compiler must take the two rows for one. `parts` are those of both rows.
+// Of `size` logits that follow each other in memory. A round of packs is loaded before any of them
+// is stored: the compiler must take the two rows for one.
 template <typename L, bool kClamp, int kLanes>
-__device__ __forceinline__ void Map(const L* from, L* to, const RowParts<L>& parts,
+__device__ __forceinline__ void Map(const L* from, L* to, unsigned size, unsigned all_singles,
                                     const RowGradient<Real<L>, kClamp>& gradient,
                                     LaneGroup<kLanes> group) {
+  const auto parts = RowParts<L>::Of(to, size, all_singles);
 #pragma unroll 1
   for (unsigned i = group.lane; i < parts.singles; i += kLanes) {
     const unsigned v = parts.Single(i);
@@ -90,8 +91,12 @@ __device__ __forceinline__ T SumOfClass(T own, int32_t v, int num_arcs, LaneGrou
   return sum;
 }
 
+// Blocks that a multiprocessor holds: as many as have registers enough not to spill.
+template <typename L>
+constexpr int kBlocks = sizeof(L) == 8 ? 2 : 3;
+
 template <typename L, int kLanes, bool kClamp>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
+__global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
     LogitGradientsKernel(const __grid_constant__ LogitGradientsStage<L> s) {
   using T = Real<L>;
   const auto group = LaneGroup<kLanes>::OfThisThread();
@@ -121,7 +126,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
       int32_t label;
     };
     const auto fetch = [&](unsigned u) {
-      Start start{T(0), LogNormalizer<T>::None(), kNoLabelLeft};
+      Start start{T(0), LogNormalizer<T>::None(), LaneArc::kNoLabel};
       if (u < frame.inside) {
         start.normalizer = *log_normalizers[u];
         start.posterior = *posteriors[u];
@@ -153,7 +158,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
           RowGradient<T, kClamp>::Of(s.rule, occupancy, start.normalizer, cotangent);
       L* to = gradients[u];
       group.Sync();  // every lane has its logit
-      Map(from, to, RowParts<L>::Of(to, num_classes, all_singles), gradient, group);
+      Map(from, to, num_classes, all_singles, gradient, group);
       group.Sync();  // the row is written, and the classes of its arcs go over it
       if (has_class) to[v] = Narrow<L>(gradient.OfArcs(Widen(logit), own, s.rule, cotangent));
     });

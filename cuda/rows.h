@@ -119,10 +119,7 @@ __device__ __forceinline__ void ForEachRound(const L* from, unsigned count, Pack
 
 // ---- walking over the nodes of a batch ----------------------------------------------
 
-inline constexpr int kRowThreads = 256;
-// Blocks that a multiprocessor can hold at least: that leaves 80 registers a thread. Left alone, the
-// compiler stops at 64 and spills.
-inline constexpr int kRowBlocks = 3;
+inline constexpr int kRowThreads = 256;  // of a block
 
 // A frame of an utterance, whose nodes are its first columns.
 struct FramePlace {
@@ -171,8 +168,9 @@ class ColumnsOf {
 
 // The arc of this lane: arc a is lane a's. What it reads is known but for the column's label.
 struct LaneArc {
-  static constexpr int32_t kNone = -2;
-  int32_t fixed;  // its class, kNextLabel, or kNone for a lane without an arc
+  // For a lane without an arc; and what is no label, nor anything that stands in `fixed`.
+  static constexpr int32_t kNone = -2, kNoLabel = -3;
+  int32_t fixed;  // its class, kNextLabel, or kNone
 
   static __device__ __forceinline__ LaneArc Of(const ArcClasses& arcs, unsigned lane) {
     return {lane < static_cast<unsigned>(arcs.size) ? arcs.classes[lane] : kNone};
@@ -201,7 +199,8 @@ template <typename Stage>
 Status LaunchOverRows(const char* name, void (*few_lanes)(Stage), void (*whole_warps)(Stage),
                       const Stage& stage, int64_t row_bytes, cudaStream_t stream) {
   // Columns, and offsets along a frame, are computed from 32-bit numbers.
-  if (row_bytes > UINT32_MAX || stage.batch.columns > INT32_MAX) return {cudaErrorInvalidValue, name};
+  if (row_bytes > UINT32_MAX || stage.batch.columns > INT32_MAX)
+    return {cudaErrorInvalidValue, name};
   if (row_bytes <= kShortRowBytes && stage.arc_classes.size <= kFewLanes) {
     return Launch(name, few_lanes, FrameGrid<kFewLanes>(stage.batch), stream, stage);
   }

@@ -106,8 +106,7 @@ inline int __all_sync(unsigned mask, int predicate, simt::Site site = simt::Site
 // On a GPU from sm_80 on.
 inline int __reduce_max_sync(unsigned mask, int value, simt::Site site = simt::Site::Here()) {
   const auto bits = static_cast<uint64_t>(value);
-  return static_cast<int>(
-      simt::Exchange("__reduce_max_sync", mask, bits, simt::kMaximum, site));
+  return static_cast<int>(simt::Exchange("__reduce_max_sync", mask, bits, simt::kMaximum, site));
 }
 
 inline void __nanosleep(unsigned, simt::Site site = simt::Site::Here()) { simt::Yield(site); }

@@ -268,6 +268,10 @@ __global__ void PunRow(int* broken, const unsigned short* row) {
 }
 
 __global__ void Calculate(int* broken) {
+  EXPECT_IN_KERNEL(__bfloat16_as_ushort(__floats2bfloat162_rn(1.0f, 2.0f).x) == 0x3f80);
+  EXPECT_IN_KERNEL(__bfloat16_as_ushort(__floats2bfloat162_rn(1.0f, 2.0f).y) == 0x4000);
+  EXPECT_IN_KERNEL(__half_as_ushort(__floats2half2_rn(1.0f, 2.0f).x) == 0x3c00);
+  EXPECT_IN_KERNEL(__half_as_ushort(__floats2half2_rn(1.0f, 2.0f).y) == 0x4000);
   EXPECT_IN_KERNEL(__float_as_uint(1.0f) == 0x3f800000u && __uint_as_float(0x40000000u) == 2.0f);
   EXPECT_IN_KERNEL(__float_as_int(-0.0f) == INT32_MIN && __int_as_float(0x3fc00000) == 1.5f);
   EXPECT_IN_KERNEL(__longlong_as_double(__double_as_longlong(0.1)) == 0.1);
