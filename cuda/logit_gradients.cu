@@ -6,7 +6,7 @@
 namespace mbrnnt::cuda {
 namespace {
 
-// A row's gradient. `kClamp`: whether there is a clamp; without one, nobody looks for its bounds.
+// A row's gradient, by GradientRule. `kClamp`: whether it has a clamp.
 template <typename T, bool kClamp>
 struct RowGradient {
   RowExponential<T> exponential;
@@ -144,20 +144,22 @@ __global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
         return;
       }
       const int32_t v = arc.IsLabel() ? start.label : arc.fixed;
-      // The logit of this lane's arc, before anyone overwrites it. An arc without a class is not
-      // there; its posterior is 0, or NaN like the others.
+      // The logit that this lane's arc reads, before anyone overwrites it; it is looked at when the
+      // row is done. An arc without a class is not there; its posterior is 0, or NaN like the
+      // others.
       const L* from = rows[u];
       const bool has_class = static_cast<unsigned>(v) < num_classes;
       L logit{};
       if (has_class) logit = from[v];
       const T occupancy = group.Sum(own);
+      // A label that is a blank's class shares it with the blank.
       if (group.Any(share_classes || arc.fixed == start.label)) {
         own = SumOfClass(own, v, num_arcs, group);
       }
       const auto gradient =
           RowGradient<T, kClamp>::Of(s.rule, occupancy, start.normalizer, cotangent);
       L* to = gradients[u];
-      group.Sync();  // every lane has its logit
+      group.Sync();  // every lane has its logit (a shuffle or a vote orders no accesses to memory)
       Map(from, to, num_classes, all_singles, gradient, group);
       group.Sync();  // the row is written, and the classes of its arcs go over it
       if (has_class) to[v] = Narrow<L>(gradient.OfArcs(Widen(logit), own, s.rule, cotangent));

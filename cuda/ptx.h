@@ -41,8 +41,8 @@ __device__ __forceinline__ uint32_t MaxOfPairs<Float16>(uint32_t a, uint32_t b) 
   return larger;
 }
 
-// x, of which the compiler knows no more that it could compute it anew where it is used: what is
-// computed once for many rows stays in a register.
+// x, which the compiler does not know how to compute any more: what is computed once for many rows
+// stays in a register, where it would be computed for each of them anew.
 __device__ __forceinline__ unsigned Kept(unsigned x) {
   asm("" : "+r"(x));
   return x;
@@ -55,14 +55,15 @@ __device__ __forceinline__ double Kept(double x) {
   asm("" : "+d"(x));
   return x;
 }
-// An address in global memory, and others behind it, of which the compiler still knows that they
-// are global: through any other pointer, loads and stores have to find out where they go.
+
+// An address in global memory, kept likewise, and others behind it, all of which the compiler still
+// knows to be global: through any other pointer, loads and stores have to find out where they go.
 template <typename T>
 class GlobalAddress {
  public:
   __device__ __forceinline__ explicit GlobalAddress(T* pointer)
       : address_(__cvta_generic_to_global(pointer)) {
-    asm("" : "+l"(address_));  // kept
+    asm("" : "+l"(address_));
   }
   // `count` times `bytes` behind it. Written in C++, it takes two instructions more.
   __device__ __forceinline__ T* Behind(unsigned count, unsigned bytes) const {

@@ -119,7 +119,7 @@ __device__ __forceinline__ void ForEachRound(const L* from, unsigned count, Pack
 
 // ---- walking over the nodes of a batch ----------------------------------------------
 
-inline constexpr int kRowThreads = 256;  // of a block
+inline constexpr int kRowThreads = 256;  // of a block, at most
 
 // A frame of an utterance, whose nodes are its first columns.
 struct FramePlace {
@@ -188,8 +188,10 @@ inline constexpr int64_t kShortRowBytes = 1024;
 template <int kLanes>
 Grid FrameGrid(const Batch& batch) {
   constexpr int64_t kMostY = 65535;
+  // Short rows: fewer warps a frame, which share out what each computes once to more rows.
+  constexpr int kMostThreads = kLanes < kWarp ? kRowThreads / 2 : kRowThreads;
   int threads = kWarp;
-  while (threads < kRowThreads && threads < batch.columns * kLanes) threads *= 2;
+  while (threads < kMostThreads && threads < batch.columns * kLanes) threads *= 2;
   const auto utterances = static_cast<unsigned>(batch.size < kMostY ? batch.size : kMostY);
   return {dim3(batch.size > 0 ? BlocksFor(batch.max_frames) : 0, utterances), threads};
 }
@@ -198,9 +200,9 @@ Grid FrameGrid(const Batch& batch) {
 template <typename Stage>
 Status LaunchOverRows(const char* name, void (*few_lanes)(Stage), void (*whole_warps)(Stage),
                       const Stage& stage, int64_t row_bytes, cudaStream_t stream) {
-  // Columns, and offsets along a frame, are computed from 32-bit numbers.
-  if (row_bytes > UINT32_MAX || stage.batch.columns > INT32_MAX)
-    return {cudaErrorInvalidValue, name};
+  // Both are factors of 32 bits in a column's address.
+  const bool fits = row_bytes <= UINT32_MAX && stage.batch.columns <= INT32_MAX;
+  if (!fits) return {cudaErrorInvalidValue, name};
   if (row_bytes <= kShortRowBytes && stage.arc_classes.size <= kFewLanes) {
     return Launch(name, few_lanes, FrameGrid<kFewLanes>(stage.batch), stream, stage);
   }

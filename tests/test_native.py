@@ -145,8 +145,7 @@ SABOTAGE = {
         "own = chunk - (kLag - 1) * warp",
     ),
     "wait for copies": ("sweep.cu", "    __pipeline_wait_prior(kPrefetched - 1);\n", ""),
-    "logits before gradients": ("logit_gradients.cu", "group.Sync();  // every lane has", "// has"),
-    "row before its arcs": ("logit_gradients.cu", "group.Sync();  // the row is", "// is"),
+    "order within a row": ("logit_gradients.cu", "group.Sync();  // the row is", "// is"),
 }
 
 
