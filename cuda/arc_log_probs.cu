@@ -73,10 +73,10 @@ __device__ __forceinline__ LogNormalizer<Real<L>> LogNormalizerOf(const L* logit
   ForEachRound(
       logits + parts.head + group.lane * kPack, parts.packs,
       Pack<L>::Filled(-T(INFINITY)),  // adds nothing
-      group, [&](const Pack<L>(&packs)[kRound]) { row.TakeIn(packs); },
-      [&](const Pack<L>(&packs)[kRound], unsigned left) {
+      group, [&](const Pack<L>(&packs)[kRound<L>]) { row.TakeIn(packs); },
+      [&](const Pack<L>(&packs)[kRound<L>], unsigned left) {
 #pragma unroll
-        for (unsigned k = 0; k < kRound; ++k) {
+        for (unsigned k = 0; k < kRound<L>; ++k) {
           const Pack<L> pack[1] = {packs[k]};
           if (k * kLanes < left) row.TakeIn(pack);
         }

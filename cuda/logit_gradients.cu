@@ -51,14 +51,14 @@ __device__ __forceinline__ void Map(const L* from, L* to, unsigned size, unsigne
   to += first;
   ForEachRound(
       from + first, parts.packs, Pack<L>{}, group,
-      [&](const Pack<L>(&packs)[kRound]) {
+      [&](const Pack<L>(&packs)[kRound<L>]) {
 #pragma unroll
-        for (int k = 0; k < kRound; ++k) map(packs[k], k);
-        to += kRound * kStep<L, kLanes>;
+        for (int k = 0; k < kRound<L>; ++k) map(packs[k], k);
+        to += kRound<L> * kStep<L, kLanes>;
       },
-      [&](const Pack<L>(&packs)[kRound], unsigned left) {
+      [&](const Pack<L>(&packs)[kRound<L>], unsigned left) {
 #pragma unroll
-        for (int k = 0; k < kRound; ++k) {
+        for (int k = 0; k < kRound<L>; ++k) {
           if (group.lane + k * kLanes < left) map(packs[k], k);
         }
       });
@@ -93,7 +93,7 @@ __device__ __forceinline__ T SumOfClass(T own, int32_t v, int num_arcs, LaneGrou
 
 // Blocks that a multiprocessor holds: as many as have registers enough not to spill.
 template <typename L>
-constexpr int kBlocks = sizeof(L) == 8 ? 2 : 3;
+constexpr int kBlocks = sizeof(L) == 8 ? 1 : 3;
 
 template <typename L, int kLanes, bool kClamp>
 __global__ void __launch_bounds__(kRowThreads, kBlocks<L>)

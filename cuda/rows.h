@@ -83,8 +83,9 @@ struct RowParts {
   }
 };
 
-// As many packs a lane are on their way at once.
-inline constexpr int kRound = 4;
+// As many packs a lane are on their way at once. The exponentials of doubles want the registers.
+template <typename L>
+inline constexpr int kRound = sizeof(L) == 8 ? 2 : 4;
 
 // From one of a lane's packs to the next.
 template <typename L, int kLanes>
@@ -97,19 +98,20 @@ template <int kLanes, typename L, typename Full, typename Rest>
 __device__ __forceinline__ void ForEachRound(const L* from, unsigned count, Pack<L> padding,
                                              LaneGroup<kLanes> group, const Full& full,
                                              const Rest& rest) {
-  Pack<L> packs[kRound];
+  constexpr unsigned kPacks = kRound<L> * kLanes;  // a round's, of all lanes
+  Pack<L> packs[kRound<L>];
   unsigned left = count;
   // The condition is the same in all lanes: where it is not, a warp runs the two ways one after
   // the other.
 #pragma unroll 1
-  for (; left >= kRound * kLanes; left -= kRound * kLanes, from += kRound * kStep<L, kLanes>) {
+  for (; left >= kPacks; left -= kPacks, from += kRound<L> * kStep<L, kLanes>) {
 #pragma unroll
-    for (int k = 0; k < kRound; ++k) packs[k] = Pack<L>::Load(from + k * kStep<L, kLanes>);
+    for (int k = 0; k < kRound<L>; ++k) packs[k] = Pack<L>::Load(from + k * kStep<L, kLanes>);
     full(packs);
   }
   if (left == 0) return;
 #pragma unroll
-  for (int k = 0; k < kRound; ++k) {
+  for (int k = 0; k < kRound<L>; ++k) {
     packs[k] = padding;
     if (group.lane + k * kLanes < left) packs[k] = Pack<L>::Load(from + k * kStep<L, kLanes>);
   }
