@@ -203,13 +203,18 @@ struct Buffers {
     s.log_normalizers = log_normalizers;
     return s;
   }
-  LatticeStage<T> LatticeLosses(bool with_posteriors) const {
+  // Without a place yet for what the room keeps.
+  LatticeStage<T> Lattice(bool with_posteriors) const {
     LatticeStage<T> s{};
     s.batch = batch;
     s.table = {num_arcs, {{0, 1}, {1, 0}, {2, 0}, {4, 0}, {8, 0}}};
     s.arc_log_probs = arc_log_probs;
     s.losses = losses;
     s.posteriors = with_posteriors ? posteriors : nullptr;
+    return s;
+  }
+  LatticeStage<T> LatticeLosses(bool with_posteriors) const {
+    LatticeStage<T> s = Lattice(with_posteriors);
     cuda::Workspace::Place(workspace, s);
     return s;
   }
@@ -356,12 +361,9 @@ class Problem {
                           &expected.loss,
                           posteriors.data(),
                           &kCotangent,
-                          nullptr,
-                          nullptr,
-                          nullptr,
                           nullptr};
     cpu::ComputeArcLogProbs(host.ArcLogProbs(logits.data()), InThreads);
-    LatticeStage<T> lattice = host.LatticeLosses(/*with_posteriors=*/true);
+    LatticeStage<T> lattice = host.Lattice(/*with_posteriors=*/true);
     std::vector<T> workspace(cpu::Workspace::NumbersPerUtterance(
         shape_.frames, shape_.columns, num_arcs_, /*with_posteriors=*/true));
     cpu::Workspace::Place(workspace.data(), lattice);

@@ -112,9 +112,9 @@ static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk
     number = Sum(number, Pending(walk, plan.blanks, step, step));
     __stcg(walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane, k), PackOwn(number));
     sent = Pending(walk, plan.labels, step, step + 1);
-    if (right != nullptr) StoreRelaxed(right + k, PackOwn(sent));
+    if (right != nullptr) ptx::StoreRelaxed(right + k, PackOwn(sent));
   }
-  if (right != nullptr) StoreRelaxed2(right + kChunk, static_cast<uint32_t>(kOwn), 0);
+  if (right != nullptr) ptx::StoreRelaxed2(right + kChunk, static_cast<uint32_t>(kOwn), 0);
 }
 
 // What is on its way when a chunk begins, in one unit for each lane.

@@ -1,158 +1,185 @@
 // Posteriors -> logit gradients: one read and one write of the row, which may be the
 // same memory, and one exponential an element.
-#include "cuda/device.h"
+#include "cuda/row_exponential.h"
+#include "cuda/rows.h"
 
 namespace mbrnnt::cuda {
 namespace {
 
-// A row's gradient, for one element.
-template <typename L>
+// A row's gradient, by GradientRule. `kClamp`: whether it has a clamp.
+template <typename T, bool kClamp>
 struct RowGradient {
-  using T = Real<L>;
-  GradientRule<T> rule;
-  T shift, factor, cotangent;
+  RowExponential<T> exponential;
+  T factor;  // of exponentials, to probability times occupancy
+  typename GradientRule<T>::Folded folded;
 
-  // own: of the arcs that read its class.
-  __device__ __forceinline__ L operator()(L logit, T own = T(0)) const {
-    return Narrow<L>(rule.LogitGradient(Exp(Widen(logit) - shift), factor, own, cotangent));
+  static __device__ __forceinline__ RowGradient Of(const GradientRule<T>& rule, T occupancy,
+                                                   LogNormalizer<T> normalizer, T cotangent) {
+    const auto exponential = RowExponential<T>::Of(normalizer.shift);
+    const T factor = occupancy * exponential.Reciprocal(normalizer);
+    return {exponential, factor, rule.Fold(factor, cotangent)};
+  }
+  // Of a class that no arc reads.
+  __device__ __forceinline__ T operator()(T logit) const {
+    const T gradient = exponential(logit) * folded.factor;
+    return kClamp ? Smaller(Larger(gradient, -folded.bound), folded.bound) : gradient;
+  }
+  // Of a class whose arcs have the share `own` of the occupancy.
+  __device__ __forceinline__ T OfArcs(T logit, T own, const GradientRule<T>& rule,
+                                      T cotangent) const {
+    const GradientRule<T> clamped_or_not{rule.label_weight, kClamp ? rule.clamp : T(0)};
+    return clamped_or_not.LogitGradient(exponential(logit), factor, own, cotangent);
   }
 };
 
-// Loads `kCount` packs before it stores any: the compiler must take the two rows for one.
-template <int kCount, int kLanes, typename L>
-__device__ __forceinline__ void MapPacks(const L* from, L* to, const RowGradient<L>& gradient) {
-  constexpr int kSize = Pack<L>::kSize;
-  Pack<L> packs[kCount];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) packs[i] = LoadPack(from + i * kLanes * kSize);
-#pragma unroll
-  for (int i = 0; i < kCount * kSize; ++i) {
-    L& element = packs[i / kSize].elements[i % kSize];
-    element = gradient(element);
+// Of `size` logits that follow each other in memory. A round of packs is loaded before any of them
+// is stored: the compiler must take the two rows for one.
+template <typename L, bool kClamp, int kLanes>
+__device__ __forceinline__ void Map(const L* from, L* to, unsigned size, unsigned all_singles,
+                                    const RowGradient<Real<L>, kClamp>& gradient,
+                                    LaneGroup<kLanes> group) {
+  const auto parts = RowParts<L>::Of(to, size, all_singles);
+#pragma unroll 1
+  for (unsigned i = group.lane; i < parts.singles; i += kLanes) {
+    const unsigned v = parts.Single(i);
+    to[v] = Narrow<L>(gradient(Widen(from[v])));
   }
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) StorePack(to + i * kLanes * kSize, packs[i]);
-}
-
-template <typename L, int kLanes>
-__device__ __forceinline__ void MapRow(const L* logits, L* gradients, int num_classes,
-                                       const RowGradient<L>& gradient, LaneGroup<kLanes> group) {
-  constexpr int kSize = Pack<L>::kSize;
-  const RowParts parts = RowParts::Of(logits, gradients, num_classes);
-  const auto map_single = [&](int begin, int end) {
-    for (int v = begin + group.lane; v < end; v += kLanes) gradients[v] = gradient(logits[v]);
+  const auto map = [&](const Pack<L>& pack, int k) {
+    Pack<L>::Of([&](int i) { return gradient(pack[i]); }).Store(to + k * kStep<L, kLanes>);
   };
-  map_single(0, parts.head);
-  const L* from = logits + parts.head;
-  L* to = gradients + parts.head;
-  int p = group.lane;
-  for (; p + 3 * kLanes < parts.packs; p += 4 * kLanes) {
-    MapPacks<4, kLanes>(from + p * kSize, to + p * kSize, gradient);
-  }
-  for (; p + kLanes < parts.packs; p += 2 * kLanes) {
-    MapPacks<2, kLanes>(from + p * kSize, to + p * kSize, gradient);
-  }
-  for (; p < parts.packs; p += kLanes) {
-    MapPacks<1, kLanes>(from + p * kSize, to + p * kSize, gradient);
-  }
-  map_single(parts.tail, num_classes);
+  const unsigned first = parts.head + group.lane * Pack<L>::kSize;
+  to += first;
+  ForEachRound(
+      from + first, parts.packs, Pack<L>{}, group,
+      [&](const Pack<L>(&packs)[kRound<L>]) {
+#pragma unroll
+        for (int k = 0; k < kRound<L>; ++k) map(packs[k], k);
+        to += kRound<L> * kStep<L, kLanes>;
+      },
+      [&](const Pack<L>(&packs)[kRound<L>], unsigned left) {
+#pragma unroll
+        for (int k = 0; k < kRound<L>; ++k) {
+          if (group.lane + k * kLanes < left) map(packs[k], k);
+        }
+      });
 }
 
 template <typename L, int kLanes>
-__device__ __forceinline__ void FillRow(L* gradients, int num_classes, Real<L> value,
-                                        LaneGroup<kLanes> group) {
-  constexpr int kSize = Pack<L>::kSize;
-  const L element = Narrow<L>(value);
-  Pack<L> pack;
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) pack.elements[i] = element;
-  const RowParts parts = RowParts::Of(gradients, gradients, num_classes);
-  for (int v = group.lane; v < parts.head; v += kLanes) gradients[v] = element;
-  for (int p = group.lane; p < parts.packs; p += kLanes) {
-    StorePack(gradients + parts.head + p * kSize, pack);
+__device__ __forceinline__ void Fill(L* to, unsigned size, Real<L> value, LaneGroup<kLanes> group) {
+  const auto parts = RowParts<L>::Of(to, size);
+#pragma unroll 1
+  for (unsigned i = group.lane; i < parts.singles; i += kLanes) {
+    to[parts.Single(i)] = Narrow<L>(value);
   }
-  for (int v = parts.tail + group.lane; v < num_classes; v += kLanes) {
-    gradients[v] = element;
+  const auto pack = Pack<L>::Filled(value);
+#pragma unroll 1
+  for (unsigned p = group.lane; p < parts.packs; p += kLanes) {
+    pack.Store(to + parts.head + p * Pack<L>::kSize);
   }
 }
 
-// One node of the lattice. The classes that its arcs read get their share last; what
-// that needs of their logits is looked at first, since the row may be overwritten.
-template <typename L, int kLanes>
-__device__ __forceinline__ void WriteRow(const LogitGradientsStage<L>& s, int64_t node,
-                                         const int32_t* labels, int64_t u, int64_t num_labels,
-                                         Real<L> cotangent, LaneGroup<kLanes> group) {
-  using T = Real<L>;
-  const L* logits = s.logits + node * s.num_classes;
-  L* gradients = s.logit_gradients + node * s.num_classes;
-  const T* posteriors = s.posteriors + node * s.arc_classes.size;
-  const int num_classes = static_cast<int>(s.num_classes), num_arcs = s.arc_classes.size;
-
-  T occupancy = 0;
-  bool visited = false;
-  for (int a = 0; a < num_arcs; ++a) {
-    const T posterior = s.rule.Weigh(posteriors[a], s.arc_classes.IsLabel(a));
-    occupancy += posterior;
-    visited |= posterior != T(0);
-  }
-  if (!visited) {  // no path comes through: nothing to read
-    FillRow(gradients, num_classes, T(0), group);
-    return;
-  }
-  const LogNormalizer<T> normalizer = s.log_normalizers[node];
-  const RowGradient<L> gradient{s.rule, normalizer.shift, s.rule.Factor(occupancy, normalizer),
-                                cotangent};
-
-  constexpr int kArcsPerLane = kMaxArcs / kLanes;
-  int classes[kArcsPerLane];
-  L of_classes[kArcsPerLane];
-#pragma unroll
-  for (int i = 0; i < kArcsPerLane; ++i) {
-    const int a = group.lane + i * kLanes;
-    classes[i] = -1;
-    if (a >= num_arcs) continue;
-    // An arc without a class is not there; its posterior is 0, or NaN like the others.
-    const int64_t v = s.arc_classes.ClassAt(a, labels, u, num_labels, s.num_classes);
-    if (v < 0) continue;
-    T own = 0;  // of all arcs that read this class: they may share one
-    for (int other = 0; other < num_arcs; ++other) {
-      if (s.arc_classes.ClassAt(other, labels, u, num_labels, s.num_classes) != v) continue;
-      own += s.rule.Weigh(posteriors[other], s.arc_classes.IsLabel(other));
-    }
-    classes[i] = static_cast<int>(v);
-    of_classes[i] = gradient(logits[v], own);
-  }
-  group.Sync();
-  MapRow(logits, gradients, num_classes, gradient, group);
-  group.Sync();
-#pragma unroll
-  for (int i = 0; i < kArcsPerLane; ++i) {
-    if (classes[i] >= 0) gradients[classes[i]] = of_classes[i];
-  }
+// What the arcs that read class v share of the occupancy. Every lane of them adds up the same.
+template <typename T, int kLanes>
+__device__ __forceinline__ T SumOfClass(T own, int32_t v, int num_arcs, LaneGroup<kLanes> group) {
+  T sum = 0;
+  int a = 0;
+#pragma unroll 1
+  do {
+    const T others = group.From(own, a);
+    if (group.From(v, a) == v) sum += others;
+  } while (++a < num_arcs);
+  return sum;
 }
 
-template <typename L, int kLanes>
-__global__ void __launch_bounds__(256, 2) LogitGradientsKernel(const LogitGradientsStage<L> s) {
+// Blocks that a multiprocessor holds: as many as have registers enough not to spill.
+template <typename L>
+constexpr int kBlocks = sizeof(L) == 8 ? 1 : 3;
+
+template <typename L, int kLanes, bool kClamp>
+__global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
+    LogitGradientsKernel(const __grid_constant__ LogitGradientsStage<L> s) {
   using T = Real<L>;
   const auto group = LaneGroup<kLanes>::OfThisThread();
-  ForEachNode<kLanes>(s.batch, [&](const NodePlace& at) {
-    if (at.IsInside()) {
-      WriteRow(s, at.node, s.batch.LabelsOf(s.labels, at.b), at.u, at.extent.labels,
-               s.cotangents[at.b], group);
-    } else {
-      FillRow(s.logit_gradients + at.node * s.num_classes, static_cast<int>(s.num_classes),
-              at.extent.valid ? T(0) : T(NAN), group);
-    }
+  const auto arc = LaneArc::Of(s.arc_classes, group.lane);
+  const bool share_classes =
+      group.Any(SumOfClass(1, arc.fixed, s.arc_classes.size, group) > 1 && arc.Exists());
+  const T weight = ptx::Kept(s.rule.Weigh(T(1), arc.IsLabel()));
+  const auto num_classes = static_cast<unsigned>(s.num_classes);
+  const unsigned num_arcs = s.arc_classes.size;
+  const auto apart =
+      reinterpret_cast<uintptr_t>(s.logits) ^ reinterpret_cast<uintptr_t>(s.logit_gradients);
+  const unsigned all_singles = ptx::Kept(apart % 16 == 0 ? 0 : RowParts<L>::kAllSingles);
+  ForEachFrame(s.batch, [&](const FramePlace& frame) {
+    const T cotangent = s.cotangents[frame.b], outside = frame.valid ? T(0) : T(NAN);
+    const ColumnsOf labels(s.batch.LabelsOf(s.labels, frame.b));
+    const ColumnsOf rows(s.logits + frame.node * num_classes, num_classes);
+    const ColumnsOf gradients(s.logit_gradients + frame.node * num_classes, num_classes);
+    // Lanes without an arc look at the last one's.
+    const ColumnsOf posteriors(s.posteriors + frame.node * num_arcs + min(group.lane, num_arcs - 1),
+                               num_arcs);
+    const ColumnsOf log_normalizers(s.log_normalizers + frame.node);
+    // What a row starts with is fetched one row ahead: otherwise its posteriors, its label, the
+    // label's logit and its packs would wait for memory one after the other.
+    struct Start {
+      T posterior;
+      LogNormalizer<T> normalizer;
+      int32_t label;
+    };
+    const auto fetch = [&](unsigned u) {
+      Start start{T(0), LogNormalizer<T>::None(), LaneArc::kNoLabel};
+      if (u < frame.inside) {
+        start.normalizer = *log_normalizers[u];
+        start.posterior = *posteriors[u];
+        if (u + 1 < frame.inside) start.label = *labels[u];
+      }
+      return start;
+    };
+    Start next = fetch(threadIdx.x / kLanes);
+    ForEachColumn<kLanes>(s.batch, [&](unsigned u, unsigned next_u) {
+      const Start start = next;
+      next = fetch(next_u);
+      T own = arc.Exists() ? weight * start.posterior : T(0);
+      if (!group.Any(own != T(0))) {  // padding, or no path comes through: nothing to read
+        Fill(gradients[u], num_classes, outside, group);
+        return;
+      }
+      const int32_t v = arc.IsLabel() ? start.label : arc.fixed;
+      // The logit that this lane's arc reads, before anyone overwrites it; it is looked at when the
+      // row is done. An arc without a class is not there; its posterior is 0, or NaN like the
+      // others.
+      const L* from = rows[u];
+      const bool has_class = static_cast<unsigned>(v) < num_classes;
+      L logit{};
+      if (has_class) logit = from[v];
+      const T occupancy = group.Sum(own);
+      // A label that is a blank's class shares it with the blank.
+      if (group.Any(share_classes || arc.fixed == start.label)) {
+        own = SumOfClass(own, v, num_arcs, group);
+      }
+      const auto gradient =
+          RowGradient<T, kClamp>::Of(s.rule, occupancy, start.normalizer, cotangent);
+      L* to = gradients[u];
+      group.Sync();  // every lane has its logit (a shuffle or a vote orders no accesses to memory)
+      Map(from, to, num_classes, all_singles, gradient, group);
+      group.Sync();  // the row is written, and the classes of its arcs go over it
+      if (has_class) to[v] = Narrow<L>(gradient.OfArcs(Widen(logit), own, s.rule, cotangent));
+    });
   });
+}
+
+template <typename L, int kLanes>
+auto* KernelFor(const LogitGradientsStage<L>& stage) {
+  const bool clamps = stage.rule.clamp > Real<L>(0);
+  return clamps ? LogitGradientsKernel<L, kLanes, true> : LogitGradientsKernel<L, kLanes, false>;
 }
 
 }  // namespace
 
 template <typename L>
 Status ComputeLogitGradients(const LogitGradientsStage<L>& stage, cudaStream_t stream) {
-  return LaunchOverRows("LogitGradientsKernel", LogitGradientsKernel<L, kFewLanes>,
-                        LogitGradientsKernel<L, kWarp>, stage,
-                        stage.num_classes * int64_t{sizeof(L)}, stream);
+  return LaunchOverRows("LogitGradientsKernel", KernelFor<L, kFewLanes>(stage),
+                        KernelFor<L, kWarp>(stage), stage, stage.num_classes * int64_t{sizeof(L)},
+                        stream);
 }
 
 template Status ComputeLogitGradients(const LogitGradientsStage<float>&, cudaStream_t);

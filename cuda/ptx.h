@@ -1,9 +1,80 @@
-// Words of the hardware for which CUDA C++ has no name. The tests have their own, in C++.
+// Instructions that CUDA C++ has no name for. (tests/simt/cuda/ptx.h says in C++ what they do.)
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <cstdint>
 
-namespace mbrnnt::cuda {
+#include "lattice/number.h"
+
+namespace mbrnnt::cuda::ptx {
+
+// 2^x within 2 ulp; a denormal result is 0. exp2f and __expf keep denormals, at the price of a
+// comparison and two multiplications.
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Whether the device has reductions over a warp and the maximum of pairs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+inline constexpr bool kFromSm80 = false;
+#else
+inline constexpr bool kFromSm80 = true;
+#endif
+
+// The larger number in each half of two words, of a NaN and a number the number. The intrinsics
+// (__hmax2) want their own types of pairs, of which a word of memory is none.
+template <typename L>
+__device__ __forceinline__ uint32_t MaxOfPairs(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t MaxOfPairs<BFloat16>(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+template <>
+__device__ __forceinline__ uint32_t MaxOfPairs<Float16>(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
+// x, which the compiler does not know how to compute any more: what is computed once for many rows
+// stays in a register, where it would be computed for each of them anew.
+__device__ __forceinline__ unsigned Kept(unsigned x) {
+  asm("" : "+r"(x));
+  return x;
+}
+__device__ __forceinline__ float Kept(float x) {
+  asm("" : "+f"(x));
+  return x;
+}
+__device__ __forceinline__ double Kept(double x) {
+  asm("" : "+d"(x));
+  return x;
+}
+
+// An address in global memory, kept likewise, and others behind it, all of which the compiler still
+// knows to be global: through any other pointer, loads and stores have to find out where they go.
+template <typename T>
+class GlobalAddress {
+ public:
+  __device__ __forceinline__ explicit GlobalAddress(T* pointer)
+      : address_(__cvta_generic_to_global(pointer)) {
+    asm("" : "+l"(address_));
+  }
+  // `count` times `bytes` behind it. Written in C++, it takes two instructions more.
+  __device__ __forceinline__ T* Behind(unsigned count, unsigned bytes) const {
+    uint64_t address;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(address) : "r"(count), "r"(bytes), "l"(address_));
+    return static_cast<T*>(__cvta_global_to_generic(address));
+  }
+
+ private:
+  uint64_t address_;
+};
 
 // Words of 8 bytes that another block may read or write meanwhile: each of them is whole, and
 // nothing else is in order with them.
@@ -34,4 +105,4 @@ __device__ __forceinline__ uint64_t ShiftLeft29(uint32_t x) {
   return product;
 }
 
-}  // namespace mbrnnt::cuda
+}  // namespace mbrnnt::cuda::ptx

@@ -132,7 +132,7 @@ class Producer {
     uint64_t word = 0;
     if (chunk < walk_.BorderedChunks()) {
       const uint64_t* from = walk_.borders.To(walk_.tile, chunk) + thread_;
-      do word = LoadRelaxed(from);
+      do word = ptx::LoadRelaxed(from);
       while (word == Borders::kUnwritten);
     }
     slot.border[thread_] = word;
@@ -163,7 +163,7 @@ __device__ __forceinline__ double UnitFactor(int exponent) {  // 2^exponent, or 
 
 // A weight's double, times 2^-896: the bits of a float that is 0 or normal in a double's place.
 __device__ __forceinline__ double SmallWeight(float weight) {
-  return DoubleOf(ShiftLeft29(__float_as_uint(weight)));
+  return DoubleOf(ptx::ShiftLeft29(__float_as_uint(weight)));
 }
 constexpr double kOfSmallWeight = 0x1p896;
 
@@ -292,9 +292,9 @@ class Walker {
     if (has_right_ && chunk >= kLag && lane_ == kWarp - 1) {
 #pragma unroll
       for (int k = 0; k < kChunk; k += 2) {
-        StoreRelaxed2(right_words_ + k, BitsOf(sent[k]), BitsOf(sent[k + 1]));
+        ptx::StoreRelaxed2(right_words_ + k, BitsOf(sent[k]), BitsOf(sent[k + 1]));
       }
-      StoreRelaxed2(right_words_ + kChunk, static_cast<uint32_t>(unit_), 0);
+      ptx::StoreRelaxed2(right_words_ + kChunk, static_cast<uint32_t>(unit_), 0);
     }
     seen_ |= largest;
     unit_ += shift;
@@ -365,7 +365,7 @@ __device__ __forceinline__ void Produce(const TileWalk& walk, const SweepPlan& p
     producer.Load(chunk + 1);  // before anything waits for what was loaded
     producer.Store(loaded, slots[chunk % 2]);
     producer.BringBorder(chunk, slots[chunk % 2]);
-    SyncBlock();
+    ptx::SyncBlock();
   }
 }
 
@@ -376,7 +376,7 @@ __device__ __forceinline__ void Walk(const TileWalk& walk, const SweepPlan& plan
   const Slot<P>*slot = &slots[0], *other = &slots[1];
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    SyncBlock();
+    ptx::SyncBlock();
     walker.Chunk(chunk, *slot);
     const Slot<P>* const last = slot;
     slot = other;

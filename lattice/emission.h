@@ -58,13 +58,18 @@ MBRNNT_HD T LogSum(T sum_of_exp) {
   return sum_of_exp == T{} ? T{} : log_sum;
 }
 
+// Of an arc that reads this logit of a row.
+template <typename T>
+MBRNNT_HD T ArcLogProb(T logit, LogNormalizer<T> normalizer, T sigma) {
+  return (logit - normalizer.shift) - normalizer.log_sum - sigma;
+}
 // Of an arc that reads class v of a row.
 template <typename L>
 MBRNNT_HD Real<L> ArcLogProb(const L* logits, int64_t v, LogNormalizer<Real<L>> normalizer,
                              Real<L> sigma) {
   using T = Real<L>;
   if (v < 0) return v == kNoLabelLeft ? -T(INFINITY) : T(NAN);
-  return (ToReal(logits[v]) - normalizer.shift) - normalizer.log_sum - sigma;
+  return ArcLogProb(ToReal(logits[v]), normalizer, sigma);
 }
 
 // How arc posteriors become logit gradients.
@@ -91,6 +96,19 @@ struct GradientRule {
       gradient = gradient > most ? most : (gradient < least ? least : gradient);
     }
     return gradient * cotangent;
+  }
+  // LogitGradient of a class that no arc reads, with the cotangent in what is computed once for a
+  // row: it is exponential * factor, between -bound and bound if there is a clamp. That is one
+  // product an element in the place of two, for a room that counts instructions. The law's bounds
+  // come before the cotangent; as they are symmetric, they come after it with its size in them.
+  struct Folded {
+    T factor, bound;
+  };
+  MBRNNT_HD Folded Fold(T factor, T cotangent) const {
+    const T folded = factor * cotangent, size = cotangent < T(0) ? -cotangent : cotangent;
+    // NaN where the factor is NaN or infinite: the gradient may be NaN there, and the hardware's
+    // minimum and maximum of NaN and a number are the number.
+    return {folded, clamp * size + T(0) * folded};
   }
 };
 

@@ -30,7 +30,8 @@ struct Case {
   int64_t batch = RandomInt(0, 4), frames = RandomInt(0, 19) ? RandomInt(0, 7) : RandomInt(25, 60);
   int64_t columns = RandomInt(0, 9) ? RandomInt(1, 5) : RandomInt(25, 60);
   int64_t num_classes = RandomInt(5, 40);
-  ArcClasses classes{4, {kNextLabel, 4, 3, 2}};
+  // A label may be a blank's class, and two blanks may share one.
+  ArcClasses classes{4, {kNextLabel, 4, 3, static_cast<int32_t>(RandomInt(2, 3))}};
   ArcTable table{4, {{0, 1}, {1, 0}, {3, 0}, {2, 0}}};
   std::vector<int32_t> logit_lengths, label_lengths, labels;
   std::vector<L> logits;

@@ -19,3 +19,12 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   return {static_cast<unsigned short>((bits + 0x7fffu + odd) >> 16)};
 }
 inline __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }
+
+// The first of a pair is in the lower half of its word.
+struct alignas(4) __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}

@@ -38,3 +38,12 @@ inline __half __float2half_rn(float x) {
   return {static_cast<unsigned short>(sign | (((exponent + 14) << 10) + units))};
 }
 inline __half __float2half(float x) { return __float2half_rn(x); }
+
+// The first of a pair is in the lower half of its word.
+struct alignas(4) __half2 {
+  __half x, y;
+};
+
+inline __half2 __floats2half2_rn(float x, float y) {
+  return {__float2half_rn(x), __float2half_rn(y)};
+}

@@ -127,11 +127,15 @@ __global__ void Vote(int* broken) {
   EXPECT_IN_KERNEL(__reduce_max_sync(kAll, static_cast<int>(lane) - 40) == -9);
   EXPECT_IN_KERNEL(__reduce_or_sync(kAll, 1u << lane % 5) == 31u);
   EXPECT_IN_KERNEL(__all_sync(kAll, 5) == 1 && __all_sync(kAll, lane != 17) == 0);
+  const int descending = 20 - static_cast<int>(lane);
+  EXPECT_IN_KERNEL(__reduce_max_sync(kAll, descending) == 20);
+  EXPECT_IN_KERNEL(__reduce_max_sync(kAll, descending - 100) == -80);
 
   // Two groups of the warp at different places at the same time, then one that exits.
   const unsigned mask = lane < 16 ? 0x0000ffffu : 0xffff0000u;
   if (lane < 16) {
     for (int i = 0; i < 5; ++i) EXPECT_IN_KERNEL(__ballot_sync(mask, 1) == mask);
+    EXPECT_IN_KERNEL(__reduce_max_sync(mask, descending % 7) == 6);
   } else {
     EXPECT_IN_KERNEL(__shfl_sync(mask, lane, 3, 16) == 19);
   }
@@ -233,12 +237,12 @@ __global__ void PassBetweenBlocks(int* broken, unsigned* counter, int* signed_co
   uint64_t* const own = slots + 64 * ticket;
   if (ticket > 0) {
     do {
-      mbrnnt::cuda::LoadRelaxed2(own - 64 + 2 * lane, first, second);
+      mbrnnt::cuda::ptx::LoadRelaxed2(own - 64 + 2 * lane, first, second);
     } while (first != ticket || second != lane);
-    EXPECT_IN_KERNEL(mbrnnt::cuda::LoadRelaxed(own - 64) == ticket);
+    EXPECT_IN_KERNEL(mbrnnt::cuda::ptx::LoadRelaxed(own - 64) == ticket);
   }
-  mbrnnt::cuda::StoreRelaxed2(own + 2 * lane, ticket + 1, lane);
-  if (ticket + 1 == gridDim.x) mbrnnt::cuda::StoreRelaxed(slots + 64 * gridDim.x + lane, first);
+  mbrnnt::cuda::ptx::StoreRelaxed2(own + 2 * lane, ticket + 1, lane);
+  if (ticket + 1 == gridDim.x) mbrnnt::cuda::ptx::StoreRelaxed(slots + 64 * gridDim.x + lane, first);
 }
 
 void CheckBetweenBlocks() {
@@ -299,6 +303,10 @@ __global__ void PunRow(int* broken, const unsigned short* row) {
 }
 
 __global__ void Calculate(int* broken) {
+  EXPECT_IN_KERNEL(__bfloat16_as_ushort(__floats2bfloat162_rn(1.0f, 2.0f).x) == 0x3f80);
+  EXPECT_IN_KERNEL(__bfloat16_as_ushort(__floats2bfloat162_rn(1.0f, 2.0f).y) == 0x4000);
+  EXPECT_IN_KERNEL(__half_as_ushort(__floats2half2_rn(1.0f, 2.0f).x) == 0x3c00);
+  EXPECT_IN_KERNEL(__half_as_ushort(__floats2half2_rn(1.0f, 2.0f).y) == 0x4000);
   EXPECT_IN_KERNEL(__float_as_uint(1.0f) == 0x3f800000u && __uint_as_float(0x40000000u) == 2.0f);
   EXPECT_IN_KERNEL(__float_as_int(-0.0f) == INT32_MIN && __int_as_float(0x3fc00000) == 1.5f);
   EXPECT_IN_KERNEL(__longlong_as_double(__double_as_longlong(0.1)) == 0.1);

@@ -172,7 +172,7 @@ __global__ void WriteTogether(int* result) {
   if (kBug && blockIdx.x == 1) {
     *word = (uint64_t{7} << 32) + 7;  // a plain write
   } else {
-    mbrnnt::cuda::StoreRelaxed(word, (uint64_t{7} << 32) + 7);  // a relaxed write
+    mbrnnt::cuda::ptx::StoreRelaxed(word, (uint64_t{7} << 32) + 7);  // a relaxed write
   }
 }
 
@@ -267,7 +267,7 @@ __global__ void SpinForever(int* result) {
 
 __global__ void SpinOnAtomic(int* result) {
   uint64_t* const flag = reinterpret_cast<uint64_t*>(dynamic_shared);
-  while (mbrnnt::cuda::LoadRelaxed(flag) == ~uint64_t{0}) {
+  while (mbrnnt::cuda::ptx::LoadRelaxed(flag) == ~uint64_t{0}) {
   }
   *result = 1;
 }
