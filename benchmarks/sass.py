@@ -146,8 +146,9 @@ class SweepKernel:
     `producer` is the loop with the most arithmetic among those that do not shuffle, if there is
     one: other warps bring there what a round of the walk needs.
 
-    Of each, the longest path counts that calls no function and makes no round of a nested loop with
-    arithmetic, and one round of those that only wait.
+    Of each, the longest path counts that calls no function, which all that is rare does, and makes no
+    round of a nested loop: one waits for other blocks, where what was asked for a round before has
+    not come.
     """
 
     def __init__(self, kernel: Kernel, arch: int) -> None:
@@ -160,15 +161,11 @@ class SweepKernel:
         def shuffles(loop: Loop) -> bool:
             return any(i.name == "SHFL" for i in kernel.instructions(loop.blocks))
 
-        def rounds(inner: Loop) -> int:
-            code = kernel.instructions(inner.blocks)
-            return 0 if any(re.fullmatch(rf"SHFL|{DOUBLES}|{FLOATS}", i.name) for i in code) else 1
-
         def path(loop: Loop) -> Path:
             def off(block: int) -> bool:
                 return calls_a_function(kernel.blocks[block])
 
-            return Path.round(kernel, arch, loop, rounds=rounds, off=off)
+            return Path.round(kernel, arch, loop, rounds=lambda inner: 0, off=off)
 
         walks = [loop for loop in kernel.loops if own(loop, "SHFL")]
         kind = DOUBLES if any(own(loop, DOUBLES) for loop in walks) else FLOATS

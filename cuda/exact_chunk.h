@@ -43,6 +43,9 @@ struct TileWalk {
   }
 
   // The walk starts with One at (0, 0).
+  __device__ __forceinline__ bool StartsIn(int chunk) const {
+    return tile == 0 && chunk == tiling.Skew(0) / kChunk;
+  }
   __device__ __forceinline__ bool IsStart(int step, int lane) const {
     return tile == 0 && lane == 0 && step == tiling.Skew(0);
   }

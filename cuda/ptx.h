@@ -76,6 +76,20 @@ class GlobalAddress {
   uint64_t address_;
 };
 
+// An address in shared memory, kept likewise: a pointer is put together anew wherever it is used.
+class SharedAddress {
+ public:
+  __device__ __forceinline__ explicit SharedAddress(const void* pointer)
+      : address_(Kept(static_cast<unsigned>(__cvta_generic_to_shared(pointer)))) {}
+  template <typename T>
+  __device__ __forceinline__ T* Behind(unsigned bytes) const {
+    return static_cast<T*>(__cvta_shared_to_generic(address_ + bytes));
+  }
+
+ private:
+  unsigned address_;
+};
+
 // Words of 8 bytes that another block may read or write meanwhile: each of them is whole, and
 // nothing else is in order with them.
 __device__ __forceinline__ uint64_t LoadRelaxed(const uint64_t* p) {

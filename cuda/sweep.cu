@@ -20,8 +20,6 @@
 namespace mbrnnt::cuda {
 namespace {
 
-constexpr int kProducers = 128, kThreads = kWarp + kProducers;
-constexpr int kNodesPerProducer = kBlock / kProducers;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // A number of a chunk that is not 0 lies between these powers of 2, in its lane's unit. Then its
@@ -39,6 +37,10 @@ struct Planes {
   static constexpr int kCount = kLabels + __builtin_popcount(kBlankBits);
   static_assert(kLongestLabel <= kChunk && kBlankBits < 2u << kChunk, "the windows are a chunk");
   static_assert(kCount <= SweepPlan::kMaxPlanes, "the plan has no room");
+  // Threads that bring weights: as many as keep up with the one warp that walks.
+  static constexpr int kProducers = kCount > 5 ? 256 : 128;
+  static constexpr int kThreads = kWarp + kProducers;
+  static constexpr int kNodesPerProducer = kBlock / kProducers;
   static_assert(kBlankBits & 0b10, "the first blank is of one frame");
 
   // Durations of the blanks, four bits each: with a known plane nothing is left of this.
@@ -66,36 +68,44 @@ struct Planes {
 template <typename P>
 struct Slot {
   float4 weights[P::kCount][2][kWarp];  // 0 or normal; four steps of a lane together
-  uint4 exact;                          // of each warp that brings them: there are others
   alignas(16) uint64_t border[Borders::kWords];
+  alignas(16) uint32_t exact[P::kProducers / kWarp];  // of each warp: there are other weights
 
   __device__ __forceinline__ float& At(int plane, int lane, int step) {
     return reinterpret_cast<float*>(&weights[plane][step / 4][lane])[step % 4];
   }
 };
-static_assert(kProducers / kWarp == 4, "a word for each warp");
 
 // ---- the warps that bring weights ------------------------------------------------------
 
 template <typename P>
 class Producer {
  public:
+  // Of one chunk: what a thread has asked memory for.
+  struct Loaded {
+    float log_probs[P::kNodesPerProducer][P::kCount];
+    uint64_t border;  // a word of it, perhaps too early
+  };
+
   __device__ __forceinline__ Producer(const TileWalk& walk, const SweepPlan& plan)
-      : walk_(walk), plan_(plan), thread_(static_cast<int>(threadIdx.x) - kWarp) {
+      : walk_(walk),
+        plan_(plan),
+        thread_(static_cast<int>(threadIdx.x) - kWarp),
+        bordered_chunks_(walk.BorderedChunks()) {
     // A chunk further, all are so many frames further.
     per_chunk_ = walk.LogProbs(kChunk, 0) - walk.LogProbs(0, 0);
 #pragma unroll
-    for (int n = 0; n < kNodesPerProducer; ++n) {
+    for (int n = 0; n < P::kNodesPerProducer; ++n) {
       log_probs_of_[n] = walk.LogProbs(walk.RowOf(StepOf(), LaneOf(n)), walk.ColumnOf(LaneOf(n)));
     }
 #pragma unroll
     for (int p = 0; p < P::kCount; ++p) offsets_[p] = walk.Offset(P::At(p), plan.arcs[p]);
   }
 
-  // Arc log-probabilities of a chunk, one after the other, which are on their way until Store.
+  // Of one chunk after the other. All of it is on its way until Store.
   __device__ __forceinline__ void Load(int chunk) {
 #pragma unroll
-    for (int n = 0; n < kNodesPerProducer; ++n) {
+    for (int n = 0; n < P::kNodesPerProducer; ++n) {
       const int i = walk_.RowOf(chunk * kChunk + StepOf(), LaneOf(n)), j = walk_.ColumnOf(LaneOf(n));
 #pragma unroll
       for (int p = 0; p < P::kCount; ++p) {
@@ -103,56 +113,57 @@ class Producer {
         float x = there ? log_probs_of_[n][offsets_[p]] : -INFINITY;
         // Past the last row a number stays what it is: a 0 would look like an underflow.
         if (p == P::kLabels && i >= walk_.tiling.frames) x = 0;
-        log_probs_.of[n][p] = x;
+        loaded_.log_probs[n][p] = x;
       }
       log_probs_of_[n] += per_chunk_;
     }
+    loaded_.border = 0;
+    if (thread_ < Borders::kWords && chunk < bordered_chunks_) {
+      loaded_.border = ptx::LoadRelaxed(BorderWord(chunk));
+    }
   }
-  struct LogProbs {
-    float of[kNodesPerProducer][P::kCount];
-  };
-  __device__ __forceinline__ LogProbs Loaded() const { return log_probs_; }
-  __device__ __forceinline__ void Store(const LogProbs& log_probs, Slot<P>& slot) const {
+  __device__ __forceinline__ void Store(int chunk, const Loaded& loaded, Slot<P>& slot) const {
     bool exact = false;
 #pragma unroll
-    for (int n = 0; n < kNodesPerProducer; ++n) {
+    for (int n = 0; n < P::kNodesPerProducer; ++n) {
 #pragma unroll
       for (int p = 0; p < P::kCount; ++p) {
-        const float x = log_probs.of[n][p];
+        const float x = loaded.log_probs[n][p];
         exact |= !(fabsf(x + 33.5f) <= 46.5f) & (x != -INFINITY);  // not from -80 to 13, or NaN
         slot.At(p, LaneOf(n), StepOf()) = Exponential<float>::Of(x);
       }
     }
     exact = __any_sync(kAllLanes, exact);
-    if (thread_ % kWarp == 0) (&slot.exact.x)[thread_ / kWarp] = exact;
+    if (thread_ % kWarp == 0) slot.exact[thread_ / kWarp] = exact;
+    StoreBorder(chunk, loaded.border, slot);
   }
+  __device__ __forceinline__ const Loaded& loaded() const { return loaded_; }
+
+ private:
   // Waits for the tile to the left, which is a block that has begun.
-  __device__ __forceinline__ void BringBorder(int chunk, Slot<P>& slot) const {
+  __device__ __forceinline__ void StoreBorder(int chunk, uint64_t word, Slot<P>& slot) const {
     if (thread_ >= Borders::kWords) return;
-    uint64_t word = 0;
-    if (chunk < walk_.BorderedChunks()) {
-      const uint64_t* from = walk_.borders.To(walk_.tile, chunk) + thread_;
-      do word = ptx::LoadRelaxed(from);
-      while (word == Borders::kUnwritten);
-    }
+    while (word == Borders::kUnwritten) word = ptx::LoadRelaxed(BorderWord(chunk));
     slot.border[thread_] = word;
   }
 
- private:
+  __device__ __forceinline__ const uint64_t* BorderWord(int chunk) const {
+    return walk_.borders.To(walk_.tile, chunk) + thread_;
+  }
   // Eight threads are on one frame, in columns side by side: they read one piece of memory, and a
   // warp writes to 32 banks.
   __device__ __forceinline__ int StepOf() const { return thread_ % kChunk; }
   __device__ __forceinline__ int LaneOf(int n) const {
-    return (n * (kProducers / kChunk) + thread_ / kChunk + thread_ % kChunk) % kWarp;
+    return (n * (P::kProducers / kChunk) + thread_ / kChunk + thread_ % kChunk) % kWarp;
   }
 
   const TileWalk walk_;
   const SweepPlan& plan_;
-  const int thread_;
+  const int thread_, bordered_chunks_;
   int64_t per_chunk_;
-  const float* log_probs_of_[kNodesPerProducer];
+  const float* log_probs_of_[P::kNodesPerProducer];
   int offsets_[P::kCount];
-  LogProbs log_probs_;
+  Loaded loaded_;
 };
 
 // ---- the warp that walks -----------------------------------------------------------------
@@ -167,95 +178,80 @@ __device__ __forceinline__ double SmallWeight(float weight) {
 }
 constexpr double kOfSmallWeight = 0x1p896;
 
+// A lane that has had nothing yet takes the unit of the nearest one to its left that has. Returns
+// whether all have had something.
+static __device__ __attribute__((noinline)) bool AdoptUnit(bool has_seen, bool bordered,
+                                                           int border_unit, int& unit,
+                                                           int& left_unit) {
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t seen = __ballot_sync(kAllLanes, has_seen);
+  const uint32_t before = seen & (kAllLanes >> (kWarp - 1 - lane));
+  const int of_nearest = __shfl_sync(kAllLanes, unit, before != 0 ? 31 - __clz(before) : 0);
+  if (before != 0) {
+    unit = of_nearest;
+  } else if (bordered) {
+    unit = border_unit;
+  }
+  left_unit = __shfl_up_sync(kAllLanes, unit, 1);
+  return seen == kAllLanes;
+}
+
 template <typename P>
 class Walker {
  public:
-  __device__ __forceinline__ Walker(const TileWalk& walk, const SweepPlan& plan)
+  __device__ __forceinline__ Walker(const TileWalk& walk, const SweepPlan& plan,
+                                    const Slot<P> (&slots)[2])
       : walk_(walk),
         plan_(plan),
+        slots_(slots),
         lane_(static_cast<int>(threadIdx.x)),
-        rest_chunk_(plan.HasLongArcs() ? 0 : walk.tile == 0 ? walk.tiling.Skew(0) / kChunk : -1),
         bordered_chunks_(walk.BorderedChunks()),
         has_right_(walk.tile + 1 < walk.tiling.tiles),
-        right_words_(walk.borders.To(walk.tile + 1, 0)) {
+        right_words_(walk.borders.To(walk.tile + 1, -kLag)) {
     const int64_t place = walk.numbers.ChunkAt(walk.tile, 0);
     numbers_ = walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane_, 0);
     exponents_ = walk.numbers.exponents + place * kWarp + lane_;
   }
 
-  __device__ __forceinline__ void Chunk(int chunk, const Slot<P>& slot) {
+  __device__ __forceinline__ void Chunk(int chunk) {
+    const auto& slot = *slots_.template Behind<const Slot<P>>(slot_);
     const bool bordered = chunk < bordered_chunks_;
-    const int border_unit = static_cast<int>(slot.border[kChunk]);
-    uint32_t unfit = slot.exact.x | slot.exact.y | slot.exact.z | slot.exact.w;
-    if (bordered && border_unit == kOwn) unfit = 1;
-    const bool ready = (unfit | stale_) == 0 || (unfit == 0 && Rebuild(chunk));
-    if (!ready || !FastChunk(chunk, slot, bordered, border_unit)) {
+    if (!FastChunk(chunk, slot, bordered)) {
       ExactChunk(walk_, plan_, chunk, bordered ? slot.border : nullptr);
-      stale_ = 1;
-      if (plan_.HasLongArcs()) rest_chunk_ = chunk + 1;
+      stale_ = rare_ = true;
     }
-    if (chunk >= kLag) right_words_ += Borders::kWords;
+    slot_ = sizeof(Slot<P>) - slot_;
+    right_words_ += Borders::kWords;
     numbers_ += kBlock;
     exponents_ += kWarp;
   }
 
  private:
-  // The windows out of the numbers that are stored, if they fit into units.
-  __device__ __forceinline__ bool Rebuild(int chunk) {
-    Windows windows;
-    const bool fits = PendingWindows(walk_, plan_, chunk, windows);
-    if (!__all_sync(kAllLanes, fits)) return false;
-#pragma unroll
-    for (int k = 0; k < kChunk; ++k) {
-      blanks_[k] = windows.blanks[k];
-      labels_[k] = windows.labels[k];
-    }
-    sent_ = windows.sent;
-    unit_ = windows.unit;
-    shift_ = 0;
-    seen_ = windows.alive;
-    left_unit_ = __shfl_up_sync(kAllLanes, unit_, 1);
-    stale_ = 0;
-    return true;
-  }
+  // False if a number leaves the range, or something did not fit into it: then nothing was sent,
+  // and what was stored is for ExactChunk to overwrite.
+  __device__ __forceinline__ bool FastChunk(int chunk, const Slot<P>& slot, bool bordered) {
+    const auto written_unit = static_cast<int>(slot.border[kChunk]);
+    uint32_t unfit = bordered && written_unit == kOwn;
+    const int border_unit = unfit ? 0 : written_unit;
+    int honest_zero = kHonestZero;
+    if (rare_) PrepareRarely(chunk, bordered, border_unit, unfit, honest_zero);
 
-  // False if a number leaves the range: then nothing was stored or sent.
-  __device__ __forceinline__ bool FastChunk(int chunk, const Slot<P>& slot, bool bordered,
-                                            int border_unit) {
-    // A lane that has had nothing yet takes the unit of the nearest one to its left that has.
-    const uint32_t seen = __ballot_sync(kAllLanes, seen_ != 0);
-    if (seen != kAllLanes) {
-      const uint32_t before = seen & (kAllLanes >> (kWarp - 1 - lane_));
-      const int unit = __shfl_sync(kAllLanes, unit_, before != 0 ? 31 - __clz(before) : 0);
-      if (before != 0) {
-        unit_ = unit;
-      } else if (bordered) {
-        unit_ = border_unit;
-      }
-      left_unit_ = __shfl_up_sync(kAllLanes, unit_, 1);
-    }
     const bool first = lane_ == 0;
-    if (first) left_unit_ = bordered ? border_unit : unit_;
-    const double factor = UnitFactor(left_unit_ - unit_), none = 0;
-    const double left_factor = first ? none : factor, border_factor = first ? factor : none;
-    uint32_t zero = left_unit_ - unit_ < kHonestZero ? 0u : ~0u;  // added to a 0
-
-    const double rescale = UnitFactor(-shift_);
-#pragma unroll
-    for (int k = 0; k < kChunk; ++k) {
-      blanks_[k] *= rescale;
-      labels_[k] *= rescale;
-    }
-    sent_ *= rescale;
+    const int above = (first && bordered ? border_unit : left_unit_) - unit_;
+    const double factor = UnitFactor(above), none = 0;
+    const double left_factor = first ? none : factor;
+    const uint32_t zero = above < honest_zero ? 0u : ~0u;  // added to a 0
     if (bordered) {
+      const double border_factor = first ? factor : none;
 #pragma unroll
-      for (int k = 0; k < kChunk; ++k) {
-        blanks_[k] = fma(DoubleOf(slot.border[k]), border_factor, blanks_[k]);
+      for (int k = 0; k < kChunk; k += 2) {
+        const auto two = *reinterpret_cast<const ulonglong2*>(slot.border + k);
+        blanks_[k] = fma(DoubleOf(two.x), border_factor, blanks_[k]);
+        blanks_[k + 1] = fma(DoubleOf(two.y), border_factor, blanks_[k + 1]);
       }
     }
-    if (chunk == rest_chunk_) AddRest(chunk, zero);
 
-    double numbers[kChunk], sent[kChunk];
+    double last_number = 0, sent[kChunk];
     uint32_t smallest = ~0u, largest = 0;
     int shift = 0, left_unit = 0;
 #pragma unroll
@@ -267,12 +263,17 @@ class Walker {
       for (int j = 0; j < 4; ++j) {
         const int k = half * 4 + j;
         const double left = __shfl_up_sync(kAllLanes, sent_, 1);
-        const double number = numbers[k] = fma(left, left_factor, blanks_[k]);
+        const double number = fma(left, left_factor, blanks_[k]);
         const auto high = static_cast<uint32_t>(__double2hiint(number));
         smallest = min(high + zero, smallest);
         largest = max(high, largest);
         SendOn(number, k, weights, j);
         sent[k] = sent_;
+        if (k % 2 == 1) {
+          const ulonglong2 two = {BitsOf(last_number), BitsOf(number)};
+          __stcg(reinterpret_cast<ulonglong2*>(numbers_ + NodeNumbers::Within(0, k - 1)), two);
+        }
+        last_number = number;
         if (k == 4) {  // in the next unit this number is about 1
           shift = high == 0 ? 0 : static_cast<int>(high >> 20) - 1023;
           left_unit = __shfl_up_sync(kAllLanes, unit_ + shift, 1);
@@ -281,13 +282,11 @@ class Walker {
     }
     constexpr uint32_t kLeast = uint32_t{1023 + kLeastExponent} << 20;
     constexpr uint32_t kMost = uint32_t{1023 + kMostExponent} << 20;
-    if (!__all_sync(kAllLanes, smallest >= kLeast && largest <= kMost)) return false;
-
 #pragma unroll
-    for (int k = 0; k < kChunk; k += 2) {
-      const ulonglong2 two = {BitsOf(numbers[k]), BitsOf(numbers[k + 1])};
-      __stcg(reinterpret_cast<ulonglong2*>(numbers_ + NodeNumbers::Within(0, k)), two);
-    }
+    for (const uint32_t exact : slot.exact) unfit |= exact;
+    const bool fits = smallest >= kLeast && largest <= kMost && unfit == 0;
+    if (!__all_sync(kAllLanes, fits)) return false;
+
     __stcg(exponents_, unit_);
     if (has_right_ && chunk >= kLag && lane_ == kWarp - 1) {
 #pragma unroll
@@ -298,8 +297,14 @@ class Walker {
     }
     seen_ |= largest;
     unit_ += shift;
-    shift_ = shift;
     left_unit_ = left_unit;
+    const double rescale = UnitFactor(-shift);
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) {
+      blanks_[k] *= rescale;
+      labels_[k] *= rescale;
+    }
+    sent_ *= rescale;
     return true;
   }
 
@@ -312,10 +317,11 @@ class Walker {
     labels_[k] = 0;
 #pragma unroll
     for (int p = 0; p < P::kCount; ++p) {
-      const float w = j == 0 ? weights[p].x : j == 1 ? weights[p].y : j == 2 ? weights[p].z : weights[p].w;
+      const float4& four = weights[p];
+      const float w = j == 0 ? four.x : j == 1 ? four.y : j == 2 ? four.z : four.w;
       const Arc arc = P::At(p);
-      double& to = arc.emits == 0 ? blanks_[(k + arc.duration) % kChunk]
-                   : arc.duration == 0 ? sent_ : labels_[(k + arc.duration) % kChunk];
+      const int then = (k + arc.duration) % kChunk;
+      double& to = arc.emits == 0 ? blanks_[then] : arc.duration == 0 ? sent_ : labels_[then];
       // The next lane waits for the label's share: its weight is made large, not the number.
       to = arc.emits != 0 && arc.duration == 0
                ? fma(number, SmallWeight(w) * kOfSmallWeight, to)
@@ -323,36 +329,58 @@ class Walker {
     }
   }
 
-  // What comes seldom: the walk's start, and arcs longer than a chunk, whose numbers are stored.
-  // (Where there are such arcs, in every chunk.)
-  __device__ __forceinline__ void AddRest(int chunk, uint32_t& zero) {
-    if (plan_.HasLongArcs()) rest_chunk_ = chunk + 1;
-    Windows rest;
-    rest.unit = unit_;
-    if (RestOfWindows(walk_, plan_, chunk, rest) < kHonestZero) zero = 0;
+  // ---- what comes seldom: after ExactChunk, at a tile's begin, with long arcs ----
+
+  __device__ __forceinline__ void PrepareRarely(int chunk, bool bordered, int border_unit,
+                                                uint32_t& unfit, int& honest_zero) {
+    Windows windows;
+    if (stale_) {
+      const bool fits = PendingWindows(walk_, plan_, chunk, windows);
+      stale_ = !__all_sync(kAllLanes, fits);
+      unfit |= stale_;
 #pragma unroll
-    for (int k = 0; k < kChunk; ++k) {
-      blanks_[k] += rest.blanks[k];
-      if (P::kLabels > 1) labels_[k] += rest.labels[k];
+      for (int k = 0; k < kChunk; ++k) {
+        blanks_[k] = windows.blanks[k];
+        labels_[k] = windows.labels[k];
+      }
+      sent_ = windows.sent;
+      unit_ = windows.unit;
+      seen_ = windows.alive;
     }
+    int unit = unit_, left_unit;  // (Not the members, which are in registers.)
+    const bool all_seen = AdoptUnit(seen_ != 0, bordered, border_unit, unit, left_unit);
+    unit_ = unit;
+    left_unit_ = left_unit;
+    // The walk's start, and what is stored.
+    if (plan_.HasLongArcs() || walk_.StartsIn(chunk)) {
+      windows.unit = unit_;
+      if (RestOfWindows(walk_, plan_, chunk, windows) < kHonestZero) honest_zero = INT32_MAX;
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) {
+        blanks_[k] += windows.blanks[k];
+        if (P::kLabels > 1) labels_[k] += windows.labels[k];
+      }
+    }
+    rare_ = !all_seen || plan_.HasLongArcs();
   }
 
   const TileWalk& walk_;
   const SweepPlan& plan_;
+  const ptx::SharedAddress slots_;
+  unsigned slot_ = 0;  // the next one's, in bytes
   const int lane_;
-  int rest_chunk_;  // where AddRest has to look next
   const int bordered_chunks_;
   const bool has_right_;
-  // In memory: this chunk's, and what is to be sent to the right next.
+  // In memory: this chunk's, and what it sends to the right.
   uint64_t* numbers_;
   int32_t* exponents_;
   uint64_t* right_words_;
   // On its way to the nodes of the next steps; to the right after these steps; after the last one.
   double blanks_[kChunk] = {}, labels_[kChunk] = {}, sent_ = 0;
-  // The lane's unit, from which these numbers are still `shift` away, and its left neighbour's.
-  int unit_ = 0, shift_ = 0, left_unit_ = 0;
-  uint32_t seen_ = 0;   // not 0: there was a number
-  uint32_t stale_ = 0;  // not 0: what is on its way is not here, but to be found out
+  int unit_ = 0, left_unit_ = 0;  // the lane's unit and its left neighbour's
+  uint32_t seen_ = 0;             // not 0: there was a number
+  bool stale_ = false;            // what is on its way is not here, but to be found out
+  bool rare_ = true;              // there is something to prepare
 };
 
 template <typename P>
@@ -361,10 +389,9 @@ __device__ __forceinline__ void Produce(const TileWalk& walk, const SweepPlan& p
   Producer<P> producer(walk, plan);
   producer.Load(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    const auto loaded = producer.Loaded();
+    const auto loaded = producer.loaded();
     producer.Load(chunk + 1);  // before anything waits for what was loaded
-    producer.Store(loaded, slots[chunk % 2]);
-    producer.BringBorder(chunk, slots[chunk % 2]);
+    producer.Store(chunk, loaded, slots[chunk % 2]);
     ptx::SyncBlock();
   }
 }
@@ -372,20 +399,16 @@ __device__ __forceinline__ void Produce(const TileWalk& walk, const SweepPlan& p
 template <typename P>
 __device__ __forceinline__ void Walk(const TileWalk& walk, const SweepPlan& plan, int chunks,
                                      const Slot<P> (&slots)[2]) {
-  Walker<P> walker(walk, plan);
-  const Slot<P>*slot = &slots[0], *other = &slots[1];
+  Walker<P> walker(walk, plan, slots);
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
     ptx::SyncBlock();
-    walker.Chunk(chunk, *slot);
-    const Slot<P>* const last = slot;
-    slot = other;
-    other = last;
+    walker.Chunk(chunk);
   }
 }
 
 template <typename P>
-__global__ void __launch_bounds__(kThreads, P::kLabels > 1 ? 2 : 3)
+__global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
     SweepKernel(const __grid_constant__ LatticeStage<float> s, const __grid_constant__ SweepPlan plan) {
   __shared__ Slot<P> slots[2];
   __shared__ uint32_t taken;
@@ -490,7 +513,7 @@ Status SweepFast(const LatticeStage<float>& stage, const SweepPlan& plan, cudaSt
   int build = 0;
   ForEachBuild([&](auto planes) {
     if (build++ != plan.build) return;
-    const Grid grid{dim3(BlocksFor(blocks)), kThreads};
+    const Grid grid{dim3(BlocksFor(blocks)), decltype(planes)::kThreads};
     status = Launch("SweepKernel", SweepKernel<decltype(planes)>, grid, stream, stage, plan);
   });
   return status;

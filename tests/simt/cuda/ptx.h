@@ -48,6 +48,18 @@ class GlobalAddress {
   uintptr_t address_;
 };
 
+class SharedAddress {
+ public:
+  explicit SharedAddress(const void* pointer) : address_(reinterpret_cast<uintptr_t>(pointer)) {}
+  template <typename T>
+  T* Behind(unsigned bytes) const {
+    return reinterpret_cast<T*>(address_ + bytes);
+  }
+
+ private:
+  uintptr_t address_;
+};
+
 // ---------------------------------------------------------------- Relaxed accesses
 
 __forceinline__ uint64_t LoadRelaxed(const uint64_t* p, simt::Site site = simt::Site::Here()) {
