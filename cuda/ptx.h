@@ -47,6 +47,10 @@ __device__ __forceinline__ unsigned Kept(unsigned x) {
   asm("" : "+r"(x));
   return x;
 }
+__device__ __forceinline__ int Kept(int x) {
+  asm("" : "+r"(x));
+  return x;
+}
 __device__ __forceinline__ float Kept(float x) {
   asm("" : "+f"(x));
   return x;

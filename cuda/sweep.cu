@@ -89,7 +89,6 @@ class Producer {
 
   __device__ __forceinline__ Producer(const TileWalk& walk, const SweepPlan& plan)
       : walk_(walk),
-        plan_(plan),
         thread_(static_cast<int>(threadIdx.x) - kWarp),
         bordered_chunks_(walk.BorderedChunks()) {
     // A chunk further, all are so many frames further.
@@ -99,7 +98,13 @@ class Producer {
       log_probs_of_[n] = walk.LogProbs(walk.RowOf(StepOf(), LaneOf(n)), walk.ColumnOf(LaneOf(n)));
     }
 #pragma unroll
-    for (int p = 0; p < P::kCount; ++p) offsets_[p] = walk.Offset(P::At(p), plan.arcs[p]);
+    for (int p = 0; p < P::kCount; ++p) {
+      const int a = plan.arcs[p];
+      arcs_[p] = P::At(p);
+      if (a < 0) arcs_[p].duration = kBeyond;
+      offsets_[p] = ptx::Kept(walk.Offset(P::At(p), a));
+    }
+    if (thread_ < Borders::kWords) next_border_ = walk.borders.To(walk.tile, 0) + thread_;
   }
 
   // Of one chunk after the other. All of it is on its way until Store.
@@ -109,8 +114,7 @@ class Producer {
       const int i = walk_.RowOf(chunk * kChunk + StepOf(), LaneOf(n)), j = walk_.ColumnOf(LaneOf(n));
 #pragma unroll
       for (int p = 0; p < P::kCount; ++p) {
-        const bool there = (plan_.arcs[p] >= 0) & walk_.HasArc(i, j, P::At(p));
-        float x = there ? log_probs_of_[n][offsets_[p]] : -INFINITY;
+        float x = walk_.HasArc(i, j, arcs_[p]) ? log_probs_of_[n][offsets_[p]] : -INFINITY;
         // Past the last row a number stays what it is: a 0 would look like an underflow.
         if (p == P::kLabels && i >= walk_.tiling.frames) x = 0;
         loaded_.log_probs[n][p] = x;
@@ -119,10 +123,11 @@ class Producer {
     }
     loaded_.border = 0;
     if (thread_ < Borders::kWords && chunk < bordered_chunks_) {
-      loaded_.border = ptx::LoadRelaxed(BorderWord(chunk));
+      loaded_.border = ptx::LoadRelaxed(next_border_);
     }
+    next_border_ += Borders::kWords;
   }
-  __device__ __forceinline__ void Store(int chunk, const Loaded& loaded, Slot<P>& slot) const {
+  __device__ __forceinline__ void Store(const Loaded& loaded, Slot<P>& slot) const {
     bool exact = false;
 #pragma unroll
     for (int n = 0; n < P::kNodesPerProducer; ++n) {
@@ -135,20 +140,17 @@ class Producer {
     }
     exact = __any_sync(kAllLanes, exact);
     if (thread_ % kWarp == 0) slot.exact[thread_ / kWarp] = exact;
-    StoreBorder(chunk, loaded.border, slot);
+    StoreBorder(loaded.border, slot);
   }
   __device__ __forceinline__ const Loaded& loaded() const { return loaded_; }
 
  private:
   // Waits for the tile to the left, which is a block that has begun.
-  __device__ __forceinline__ void StoreBorder(int chunk, uint64_t word, Slot<P>& slot) const {
+  __device__ __forceinline__ void StoreBorder(uint64_t word, Slot<P>& slot) const {
     if (thread_ >= Borders::kWords) return;
-    while (word == Borders::kUnwritten) word = ptx::LoadRelaxed(BorderWord(chunk));
+    // (The next chunk's has been asked for meanwhile.)
+    while (word == Borders::kUnwritten) word = ptx::LoadRelaxed(next_border_ - 2 * Borders::kWords);
     slot.border[thread_] = word;
-  }
-
-  __device__ __forceinline__ const uint64_t* BorderWord(int chunk) const {
-    return walk_.borders.To(walk_.tile, chunk) + thread_;
   }
   // Eight threads are on one frame, in columns side by side: they read one piece of memory, and a
   // warp writes to 32 banks.
@@ -157,12 +159,15 @@ class Producer {
     return (n * (P::kProducers / kChunk) + thread_ / kChunk + thread_ % kChunk) % kWarp;
   }
 
+  static constexpr int kBeyond = 1 << 29;  // an arc so long is nowhere
+
   const TileWalk walk_;
-  const SweepPlan& plan_;
   const int thread_, bordered_chunks_;
+  Arc arcs_[P::kCount];  // of the planes
   int64_t per_chunk_;
   const float* log_probs_of_[P::kNodesPerProducer];
   int offsets_[P::kCount];
+  const uint64_t* next_border_ = nullptr;
   Loaded loaded_;
 };
 
@@ -391,7 +396,7 @@ __device__ __forceinline__ void Produce(const TileWalk& walk, const SweepPlan& p
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const auto loaded = producer.loaded();
     producer.Load(chunk + 1);  // before anything waits for what was loaded
-    producer.Store(chunk, loaded, slots[chunk % 2]);
+    producer.Store(loaded, slots[chunk % 2]);
     ptx::SyncBlock();
   }
 }
