@@ -151,16 +151,13 @@ static __device__ __attribute__((noinline)) bool PendingWindows(const TileWalk& 
     least = fmin(least, all[n].mantissa > 0 ? all[n].exponent : -INFINITY);
   }
   windows.alive = most > -INFINITY;
-  windows.unit = 0;
-  if (windows.alive) {
-    if (!(fabs(most) < kMostUnit && least > most - kRange)) return false;
-    windows.unit = static_cast<int32_t>(most);
-  }
+  const bool fits = !windows.alive || (fabs(most) < kMostUnit && least > most - kRange);
+  windows.unit = windows.alive && fits ? static_cast<int32_t>(most) : 0;
 #pragma unroll 1
   for (int n = 0; n <= 2 * kChunk; ++n) {
-    windows.At(n) = all[n].mantissa * PowerOfTwo(all[n].exponent - windows.unit);
+    windows.At(n) = fits ? all[n].mantissa * PowerOfTwo(all[n].exponent - windows.unit) : 0;
   }
-  return true;
+  return fits;
 }
 
 // What the sweep has not in its windows: the walk's start, and what long arcs bring. In the

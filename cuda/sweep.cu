@@ -419,7 +419,11 @@ __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
   __shared__ uint32_t taken;
   const SweepStore store(s);
   const auto walks = static_cast<uint32_t>(s.batch.size * (s.posteriors ? 2 : 1));
-  if (threadIdx.x == 0) taken = atomicAdd(reinterpret_cast<uint32_t*>(store.Shared()), 1u) + 1u;
+  if (threadIdx.x == 0) {
+    // (Who has no neighbour waits for nobody.)
+    taken = store.HasBorders() ? atomicAdd(reinterpret_cast<uint32_t*>(store.Shared()), 1u) + 1u
+                               : blockIdx.x;
+  }
   __syncthreads();
   const uint32_t number = taken, walk_number = number % walks;
   const int64_t b = walk_number < s.batch.size ? walk_number : walk_number - s.batch.size;
@@ -509,7 +513,7 @@ Status SweepFast(const LatticeStage<float>& stage, const SweepPlan& plan, cudaSt
   const Tiling room = Tiling::Of(stage.batch.max_frames, stage.batch.columns);
   const int64_t blocks = room.tiles * stage.batch.size * (stage.posteriors ? 2 : 1);
   if (blocks == 0) return {};
-  if (stream != OnlyLoading()) {
+  if (store.HasBorders() && stream != OnlyLoading()) {
     const cudaError_t error =
         cudaMemsetAsync(store.Shared(), 0xff, store.SharedWords() * sizeof(uint64_t), stream);
     if (error != cudaSuccess) return {error, "cudaMemsetAsync"};

@@ -127,7 +127,9 @@ class SweepStore {
   MBRNNT_HD Borders LeftBorders(int64_t walk) const {
     return {Shared() + 2 + walk * Borders::Words(room_), room_.Chunks(0)};
   }
-  // What blocks have in common: a counter in the first two words, and all borders.
+  MBRNNT_HD bool HasBorders() const { return room_.tiles > 1; }
+  // What blocks have in common: a counter in the first two words, and all borders. Where there are
+  // borders, its bytes are 0xff before the sweep begins.
   MBRNNT_HD uint64_t* Shared() const { return numbers_ + walks_ * NodeNumbers::Words(room_); }
   MBRNNT_HD int64_t SharedWords() const { return 2 + walks_ * Borders::Words(room_); }
 

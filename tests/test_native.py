@@ -146,13 +146,21 @@ def test_cuda_kernels_have_no_race(tmp_path: pathlib.Path) -> None:
 
 # In which file, what stands there, what is put in its place.
 SABOTAGE = {
-    "barrier between chunks": ("sweep.cu", "      __syncthreads();\n    }\n  }\n", "    }\n  }\n"),
-    "lag between warps": (
+    "slots for two chunks": (
         "sweep.cu",
-        "own = chunk - kLag * warp",
-        "own = chunk - (kLag - 1) * warp",
+        "producer.Store(loaded, slots[chunk % 2])",
+        "producer.Store(loaded, slots[0])",
     ),
-    "wait for copies": ("sweep.cu", "    __pipeline_wait_prior(kPrefetched - 1);\n", ""),
+    "barrier before a chunk": (
+        "sweep.cu",
+        "    ptx::SyncBlock();\n    walker.Chunk(chunk);\n",
+        "    walker.Chunk(chunk);\n    ptx::SyncBlock();\n",
+    ),
+    "order of what a warp stages": (
+        "lattice.cu",
+        "    __syncwarp();\n    const int64_t columns",
+        "    const int64_t columns",
+    ),
     "order within a row": ("logit_gradients.cu", "group.Sync();  // the row is", "// is"),
 }
 
