@@ -2,10 +2,11 @@
 //
 // One warp walks, a lane in each column, and the others bring what it needs a chunk of 8 steps
 // ahead, the weights, which are exponentials of the arc log-probabilities, and the numbers that
-// come from the left: two slots of shared memory change hands at a barrier a chunk. What a tile's last column sends to the right goes through global memory to
-// another block, which may be on another multiprocessor: all tiles of a lattice are under way at
-// once, each 4 chunks behind the one to its left. Blocks take tiles in order, by a counter, so
-// that whoever waits for a tile waits for a block that is running or done.
+// come from the left: two slots of shared memory change hands at a barrier a chunk. What a tile's
+// last column sends to the right goes through global memory to another block, which may be on
+// another multiprocessor: all tiles of a lattice are under way at once, each 4 chunks behind the
+// one to its left. Blocks take tiles in order, by a counter, so that whoever waits for a tile waits
+// for a block that is running or done.
 //
 // In a step a lane takes what its left neighbour sent in the step before, adds what its own
 // blanks have brought, and has the number of its node. It then sends on: times the blanks'
@@ -111,7 +112,8 @@ class Producer {
   __device__ __forceinline__ void Load(int chunk) {
 #pragma unroll
     for (int n = 0; n < P::kNodesPerProducer; ++n) {
-      const int i = walk_.RowOf(chunk * kChunk + StepOf(), LaneOf(n)), j = walk_.ColumnOf(LaneOf(n));
+      const int i = walk_.RowOf(chunk * kChunk + StepOf(), LaneOf(n)),
+                j = walk_.ColumnOf(LaneOf(n));
 #pragma unroll
       for (int p = 0; p < P::kCount; ++p) {
         float x = walk_.HasArc(i, j, arcs_[p]) ? log_probs_of_[n][offsets_[p]] : -INFINITY;
@@ -328,9 +330,8 @@ class Walker {
       const int then = (k + arc.duration) % kChunk;
       double& to = arc.emits == 0 ? blanks_[then] : arc.duration == 0 ? sent_ : labels_[then];
       // The next lane waits for the label's share: its weight is made large, not the number.
-      to = arc.emits != 0 && arc.duration == 0
-               ? fma(number, SmallWeight(w) * kOfSmallWeight, to)
-               : fma(for_small_weights, SmallWeight(w), to);
+      to = arc.emits != 0 && arc.duration == 0 ? fma(number, SmallWeight(w) * kOfSmallWeight, to)
+                                               : fma(for_small_weights, SmallWeight(w), to);
     }
   }
 
@@ -414,7 +415,8 @@ __device__ __forceinline__ void Walk(const TileWalk& walk, const SweepPlan& plan
 
 template <typename P>
 __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
-    SweepKernel(const __grid_constant__ LatticeStage<float> s, const __grid_constant__ SweepPlan plan) {
+    SweepKernel(const __grid_constant__ LatticeStage<float> s,
+                const __grid_constant__ SweepPlan plan) {
   __shared__ Slot<P> slots[2];
   __shared__ uint32_t taken;
   const SweepStore store(s);
@@ -439,7 +441,9 @@ __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
   if (tile >= tiling.tiles) return;
   // Each role has its own: the walker's is in memory, where ExactChunk looks for it.
   const auto walk = [&](bool forward) {
-    return TileWalk{{{frames, labels, extent.valid}, s.batch.columns, s.table,
+    return TileWalk{{{frames, labels, extent.valid},
+                     s.batch.columns,
+                     s.table,
                      s.arc_log_probs + b * s.batch.NodesPerUtterance() * s.table.size},
                     tiling,
                     tile,
@@ -458,11 +462,9 @@ __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
   }
   // The final node.
   const int lane = labels % kWarp, step = frames + lane;
-  if (forward && tile == tiling.tiles - 1 &&
-      static_cast<int>(threadIdx.x) == lane) {
+  if (forward && tile == tiling.tiles - 1 && static_cast<int>(threadIdx.x) == lane) {
     const NodeNumbers numbers = store.Numbers(walk_number);
-    StoreLikelihood(
-        s, b, numbers.At(numbers.ChunkAt(tile, step / kChunk), lane, step % kChunk));
+    StoreLikelihood(s, b, numbers.At(numbers.ChunkAt(tile, step / kChunk), lane, step % kChunk));
   }
 }
 
@@ -481,6 +483,8 @@ void ForEachBuild(const Body& body) {
 std::optional<SweepPlan> PlanSweep(const LatticeStage<float>& stage) {
   constexpr int64_t kMost = int64_t{1} << 28, kMostColumns = int64_t{1} << 20;
   if (stage.batch.max_frames > kMost || stage.batch.columns > kMostColumns) return {};
+  const Tiling room = Tiling::Of(stage.batch.max_frames, stage.batch.columns);
+  if (NodeNumbers::Chunks(room) * kBlock > int64_t{UINT32_MAX}) return {};
   std::optional<SweepPlan> best;
   int build = 0;
   ForEachBuild([&](auto planes) {

@@ -103,8 +103,8 @@ struct LatticeCase {
   template <typename Compute>
   Results Run(bool with_posteriors, const Compute& compute) {
     Buffer<T> losses(batch), posteriors(batch * nodes * table.size);
-    Buffer<T> workspace(batch * cuda::Workspace::NumbersPerUtterance(frames, columns, table.size,
-                                                                     with_posteriors));
+    Buffer<T> workspace(
+        batch * cuda::Workspace::NumbersPerUtterance(frames, columns, table.size, with_posteriors));
     LatticeStage<T> stage{
         {batch, frames, columns, device_logit_lengths.data(), device_label_lengths.data()},
         table,
