@@ -146,9 +146,9 @@ class SweepKernel:
     `producer` is the loop with the most arithmetic among those that do not shuffle, if there is
     one: other warps bring there what a round of the walk needs.
 
-    Of each, the longest path counts that calls no function, which all that is rare does, and makes no
-    round of a nested loop: one waits for other blocks, where what was asked for a round before has
-    not come.
+    Of each, the longest path counts that calls no function, which all that is rare does, and makes
+    no round of a nested loop: one waits for other blocks, where what was asked for a round before
+    has not come.
     """
 
     def __init__(self, kernel: Kernel, arch: int) -> None:

@@ -32,10 +32,11 @@ struct TileWalk {
   __device__ __forceinline__ float ArcLogProb(int i, int j, Arc arc, int a) const {
     return LogProbs(i, j)[Offset(arc, a)];
   }
-  // The same in two parts, the first of which is not memory where (i, j) is no node.
+  // The same in two parts, the first of which is not memory where (i, j) is no node. (Where there
+  // are no frames there is none at all.)
   __device__ __forceinline__ const float* LogProbs(int i, int j) const {
-    return lattice.arc_log_probs +
-           (FrameOf(i) * lattice.columns + LabelOf(j)) * lattice.table.size;
+    const int64_t node = FrameOf(i) * lattice.columns + LabelOf(j);
+    return lattice.arc_log_probs + (tiling.frames > 0 ? node * lattice.table.size : 0);
   }
   __device__ __forceinline__ int Offset(Arc arc, int a) const {
     const auto columns = static_cast<int>(lattice.columns);
@@ -73,8 +74,9 @@ __device__ __forceinline__ Scaled<double> Sum(Scaled<double> a, Scaled<double> b
 
 // What some arcs (bits by number) bring from the nodes of the lane's own column before step
 // `known`: blanks to its node in `step`, labels to where the next column is a step later.
-static __device__ __attribute__((noinline)) Scaled<double> Pending(const TileWalk& walk, uint32_t arcs, int step,
-                                                      int known) {
+static __device__ __attribute__((noinline)) Scaled<double> Pending(const TileWalk& walk,
+                                                                   uint32_t arcs, int step,
+                                                                   int known) {
   const int lane = threadIdx.x % kWarp, j = walk.ColumnOf(lane);
   Scaled<double> sum = Scaled<double>::Zero();
 #pragma unroll 1
@@ -143,8 +145,9 @@ static __device__ __attribute__((noinline)) bool PendingWindows(const TileWalk& 
 #pragma unroll 1
   for (int n = 0; n <= 2 * kChunk; ++n) {
     const int step = n == 2 * kChunk ? first - 1 : first + n % kChunk;
-    const uint32_t arcs = n < kChunk ? plan.blanks & ~plan.long_blanks
-                          : n < 2 * kChunk ? plan.labels & ~plan.long_labels : plan.labels;
+    const uint32_t arcs = n < kChunk       ? plan.blanks & ~plan.long_blanks
+                          : n < 2 * kChunk ? plan.labels & ~plan.long_labels
+                                           : plan.labels;
     all[n] = Pending(walk, arcs, step, first);
     if (all[n].mantissa == 0) continue;
     most = fmax(most, all[n].exponent);

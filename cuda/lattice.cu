@@ -41,17 +41,23 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
        piece += gridDim.x * int64_t{kWarpsPerBlock}) {
     // (More pieces than 32 bits count fit into no memory.)
     const uint32_t row = static_cast<uint32_t>(piece) / tiles, b = row / frames;
-    const int64_t first = int64_t{static_cast<uint32_t>(piece) % tiles} * kWarp, u = first + lane;
-    const int64_t t = row - b * frames;
-    const Lattice<T> lattice = s.LatticeOf(b);
+    const uint32_t first = static_cast<uint32_t>(piece) % tiles * kWarp;
+    const auto t = static_cast<int32_t>(row - b * frames), u = static_cast<int32_t>(first) + lane;
+    const Extent extent = s.batch.ExtentOf(b);
+    const Lattice<T, int32_t> lattice{
+        {static_cast<int32_t>(extent.frames), static_cast<int32_t>(extent.labels), extent.valid},
+        s.batch.columns,
+        s.table,
+        s.arc_log_probs + b * s.batch.NodesPerUtterance() * num_arcs};
     if (lattice.extent.Contains(t, u)) {
-      const Numbers numbers(s, lattice.extent, b);
-      const Scaled<T> likelihood = s.likelihoods[b], alpha = numbers.alphas(t, u);
+      const Numbers numbers(s, extent, b);
+      const Scaled<T> likelihood = s.likelihoods[b];
+      const Scaled<T> share = AlphaShare(numbers.alphas(t, u), likelihood);
       for (int a = 0; a < num_arcs; ++a) {
-        own[a] = Posterior(alpha, ArcBeta(lattice, numbers.betas, t, u, a), likelihood);
+        own[a] = PosteriorOfShare(share, ArcBeta(lattice, numbers.betas, t, u, a), likelihood);
       }
     } else {
-      for (int a = 0; a < num_arcs; ++a) own[a] = lattice.extent.valid ? T(0) : T(NAN);
+      for (int a = 0; a < num_arcs; ++a) own[a] = extent.valid ? T(0) : T(NAN);
     }
     __syncwarp();
     const int64_t columns = s.batch.columns - first < kWarp ? s.batch.columns - first : kWarp;

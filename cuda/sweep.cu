@@ -2,10 +2,11 @@
 //
 // One warp walks, a lane in each column, and the others bring what it needs a chunk of 8 steps
 // ahead, the weights, which are exponentials of the arc log-probabilities, and the numbers that
-// come from the left: two slots of shared memory change hands at a barrier a chunk. What a tile's last column sends to the right goes through global memory to
-// another block, which may be on another multiprocessor: all tiles of a lattice are under way at
-// once, each 4 chunks behind the one to its left. Blocks take tiles in order, by a counter, so
-// that whoever waits for a tile waits for a block that is running or done.
+// come from the left: two slots of shared memory change hands at a barrier a chunk. What a tile's
+// last column sends to the right goes through global memory to another block, which may be on
+// another multiprocessor: all tiles of a lattice are under way at once, each 4 chunks behind the
+// one to its left. Blocks take tiles in order, by a counter, so that whoever waits for a tile waits
+// for a block that is running or done.
 //
 // In a step a lane takes what its left neighbour sent in the step before, adds what its own
 // blanks have brought, and has the number of its node. It then sends on: times the blanks'
@@ -15,7 +16,7 @@
 // chunk: so a product with a weight and its sum are one instruction, and 2^-750 to 2^100 is room
 // for a dozen steps of 1e-18 each. A chunk that leaves it, or has a weight that is no normal
 // float, or was sent numbers that fit into no unit, is done by ExactChunk.
-#include "cuda/exact_chunk.h"
+#include "cuda/producer.h"
 
 namespace mbrnnt::cuda {
 namespace {
@@ -28,148 +29,6 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kLeastExponent = -750, kMostExponent = 100;
 // But a 0 here is not to be believed where the left neighbour's unit is so much smaller.
 constexpr int kHonestZero = -100;
-
-// The arcs that a build of the sweep has in registers: labels of durations 0 to kLongestLabel, and
-// blanks of the durations whose bits are set.
-template <int kLongestLabel, uint32_t kBlankBits>
-struct Planes {
-  static constexpr int kLabels = kLongestLabel + 1;
-  static constexpr int kCount = kLabels + __builtin_popcount(kBlankBits);
-  static_assert(kLongestLabel <= kChunk && kBlankBits < 2u << kChunk, "the windows are a chunk");
-  static_assert(kCount <= SweepPlan::kMaxPlanes, "the plan has no room");
-  // Threads that bring weights: as many as keep up with the one warp that walks.
-  static constexpr int kProducers = kCount > 5 ? 256 : 128;
-  static constexpr int kThreads = kWarp + kProducers;
-  static constexpr int kNodesPerProducer = kBlock / kProducers;
-  static_assert(kBlankBits & 0b10, "the first blank is of one frame");
-
-  // Durations of the blanks, four bits each: with a known plane nothing is left of this.
-  static constexpr uint32_t Durations() {
-    uint32_t durations = 0;
-    for (int d = kChunk; d > 0; --d) {
-      if (kBlankBits >> d & 1u) durations = durations << 4 | uint32_t(d);
-    }
-    return durations;
-  }
-  static constexpr uint32_t kDurations = Durations();
-  static constexpr MBRNNT_HD Arc At(int plane) {
-    if (plane < kLabels) return {plane, 1};
-    return {static_cast<int32_t>(kDurations >> 4 * (plane - kLabels) & 15u), 0};
-  }
-  static constexpr MBRNNT_HD int Of(Arc arc) {  // -1: not here
-    for (int p = 0; p < kCount; ++p) {
-      if (At(p).duration == arc.duration && At(p).emits == arc.emits) return p;
-    }
-    return -1;
-  }
-};
-
-// What a chunk needs.
-template <typename P>
-struct Slot {
-  float4 weights[P::kCount][2][kWarp];  // 0 or normal; four steps of a lane together
-  alignas(16) uint64_t border[Borders::kWords];
-  alignas(16) uint32_t exact[P::kProducers / kWarp];  // of each warp: there are other weights
-
-  __device__ __forceinline__ float& At(int plane, int lane, int step) {
-    return reinterpret_cast<float*>(&weights[plane][step / 4][lane])[step % 4];
-  }
-};
-
-// ---- the warps that bring weights ------------------------------------------------------
-
-template <typename P>
-class Producer {
- public:
-  // Of one chunk: what a thread has asked memory for.
-  struct Loaded {
-    float log_probs[P::kNodesPerProducer][P::kCount];
-    uint64_t border;  // a word of it, perhaps too early
-  };
-
-  __device__ __forceinline__ Producer(const TileWalk& walk, const SweepPlan& plan)
-      : walk_(walk),
-        thread_(static_cast<int>(threadIdx.x) - kWarp),
-        bordered_chunks_(walk.BorderedChunks()) {
-    // A chunk further, all are so many frames further.
-    per_chunk_ = walk.LogProbs(kChunk, 0) - walk.LogProbs(0, 0);
-#pragma unroll
-    for (int n = 0; n < P::kNodesPerProducer; ++n) {
-      log_probs_of_[n] = walk.LogProbs(walk.RowOf(StepOf(), LaneOf(n)), walk.ColumnOf(LaneOf(n)));
-    }
-#pragma unroll
-    for (int p = 0; p < P::kCount; ++p) {
-      const int a = plan.arcs[p];
-      arcs_[p] = P::At(p);
-      if (a < 0) arcs_[p].duration = kBeyond;
-      offsets_[p] = ptx::Kept(walk.Offset(P::At(p), a));
-    }
-    if (thread_ < Borders::kWords) next_border_ = walk.borders.To(walk.tile, 0) + thread_;
-  }
-
-  // Of one chunk after the other. All of it is on its way until Store.
-  __device__ __forceinline__ void Load(int chunk) {
-#pragma unroll
-    for (int n = 0; n < P::kNodesPerProducer; ++n) {
-      const int i = walk_.RowOf(chunk * kChunk + StepOf(), LaneOf(n)), j = walk_.ColumnOf(LaneOf(n));
-#pragma unroll
-      for (int p = 0; p < P::kCount; ++p) {
-        float x = walk_.HasArc(i, j, arcs_[p]) ? log_probs_of_[n][offsets_[p]] : -INFINITY;
-        // Past the last row a number stays what it is: a 0 would look like an underflow.
-        if (p == P::kLabels && i >= walk_.tiling.frames) x = 0;
-        loaded_.log_probs[n][p] = x;
-      }
-      log_probs_of_[n] += per_chunk_;
-    }
-    loaded_.border = 0;
-    if (thread_ < Borders::kWords && chunk < bordered_chunks_) {
-      loaded_.border = ptx::LoadRelaxed(next_border_);
-    }
-    next_border_ += Borders::kWords;
-  }
-  __device__ __forceinline__ void Store(const Loaded& loaded, Slot<P>& slot) const {
-    bool exact = false;
-#pragma unroll
-    for (int n = 0; n < P::kNodesPerProducer; ++n) {
-#pragma unroll
-      for (int p = 0; p < P::kCount; ++p) {
-        const float x = loaded.log_probs[n][p];
-        exact |= !(fabsf(x + 33.5f) <= 46.5f) & (x != -INFINITY);  // not from -80 to 13, or NaN
-        slot.At(p, LaneOf(n), StepOf()) = Exponential<float>::Of(x);
-      }
-    }
-    exact = __any_sync(kAllLanes, exact);
-    if (thread_ % kWarp == 0) slot.exact[thread_ / kWarp] = exact;
-    StoreBorder(loaded.border, slot);
-  }
-  __device__ __forceinline__ const Loaded& loaded() const { return loaded_; }
-
- private:
-  // Waits for the tile to the left, which is a block that has begun.
-  __device__ __forceinline__ void StoreBorder(uint64_t word, Slot<P>& slot) const {
-    if (thread_ >= Borders::kWords) return;
-    // (The next chunk's has been asked for meanwhile.)
-    while (word == Borders::kUnwritten) word = ptx::LoadRelaxed(next_border_ - 2 * Borders::kWords);
-    slot.border[thread_] = word;
-  }
-  // Eight threads are on one frame, in columns side by side: they read one piece of memory, and a
-  // warp writes to 32 banks.
-  __device__ __forceinline__ int StepOf() const { return thread_ % kChunk; }
-  __device__ __forceinline__ int LaneOf(int n) const {
-    return (n * (P::kProducers / kChunk) + thread_ / kChunk + thread_ % kChunk) % kWarp;
-  }
-
-  static constexpr int kBeyond = 1 << 29;  // an arc so long is nowhere
-
-  const TileWalk walk_;
-  const int thread_, bordered_chunks_;
-  Arc arcs_[P::kCount];  // of the planes
-  int64_t per_chunk_;
-  const float* log_probs_of_[P::kNodesPerProducer];
-  int offsets_[P::kCount];
-  const uint64_t* next_border_ = nullptr;
-  Loaded loaded_;
-};
 
 // ---- the warp that walks -----------------------------------------------------------------
 
@@ -210,12 +69,15 @@ class Walker {
         plan_(plan),
         slots_(slots),
         lane_(static_cast<int>(threadIdx.x)),
+        is_column_(walk.ColumnOf(lane_) <= walk.lattice.extent.labels),
+        takes_left_(lane_ > 0 && is_column_),
         bordered_chunks_(walk.BorderedChunks()),
         has_right_(walk.tile + 1 < walk.tiling.tiles),
         right_words_(walk.borders.To(walk.tile + 1, -kLag)) {
     const int64_t place = walk.numbers.ChunkAt(walk.tile, 0);
     numbers_ = walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane_, 0);
     exponents_ = walk.numbers.exponents + place * kWarp + lane_;
+    seen_ = !is_column_;
   }
 
   __device__ __forceinline__ void Chunk(int chunk) {
@@ -238,13 +100,13 @@ class Walker {
     const auto written_unit = static_cast<int>(slot.border[kChunk]);
     uint32_t unfit = bordered && written_unit == kOwn;
     const int border_unit = unfit ? 0 : written_unit;
-    int honest_zero = kHonestZero;
+    int honest_zero = is_column_ ? kHonestZero : INT32_MIN;
     if (rare_) PrepareRarely(chunk, bordered, border_unit, unfit, honest_zero);
 
     const bool first = lane_ == 0;
     const int above = (first && bordered ? border_unit : left_unit_) - unit_;
     const double factor = UnitFactor(above), none = 0;
-    const double left_factor = first ? none : factor;
+    const double left_factor = takes_left_ ? factor : none;
     const uint32_t zero = above < honest_zero ? 0u : ~0u;  // added to a 0
     if (bordered) {
       const double border_factor = first ? factor : none;
@@ -328,9 +190,8 @@ class Walker {
       const int then = (k + arc.duration) % kChunk;
       double& to = arc.emits == 0 ? blanks_[then] : arc.duration == 0 ? sent_ : labels_[then];
       // The next lane waits for the label's share: its weight is made large, not the number.
-      to = arc.emits != 0 && arc.duration == 0
-               ? fma(number, SmallWeight(w) * kOfSmallWeight, to)
-               : fma(for_small_weights, SmallWeight(w), to);
+      to = arc.emits != 0 && arc.duration == 0 ? fma(number, SmallWeight(w) * kOfSmallWeight, to)
+                                               : fma(for_small_weights, SmallWeight(w), to);
     }
   }
 
@@ -350,7 +211,7 @@ class Walker {
       }
       sent_ = windows.sent;
       unit_ = windows.unit;
-      seen_ = windows.alive;
+      seen_ = windows.alive || !is_column_;
     }
     int unit = unit_, left_unit;  // (Not the members, which are in registers.)
     const bool all_seen = AdoptUnit(seen_ != 0, bordered, border_unit, unit, left_unit);
@@ -374,6 +235,8 @@ class Walker {
   const ptx::SharedAddress slots_;
   unsigned slot_ = 0;  // the next one's, in bytes
   const int lane_;
+  const bool is_column_;   // the lane's: not beyond the last one, where nothing ever comes
+  const bool takes_left_;  // from a lane, where the first one has a border
   const int bordered_chunks_;
   const bool has_right_;
   // In memory: this chunk's, and what it sends to the right.
@@ -383,23 +246,10 @@ class Walker {
   // On its way to the nodes of the next steps; to the right after these steps; after the last one.
   double blanks_[kChunk] = {}, labels_[kChunk] = {}, sent_ = 0;
   int unit_ = 0, left_unit_ = 0;  // the lane's unit and its left neighbour's
-  uint32_t seen_ = 0;             // not 0: there was a number
+  uint32_t seen_;                 // not 0: there was a number, or never will be one
   bool stale_ = false;            // what is on its way is not here, but to be found out
   bool rare_ = true;              // there is something to prepare
 };
-
-template <typename P>
-__device__ __forceinline__ void Produce(const TileWalk& walk, const SweepPlan& plan, int chunks,
-                                        Slot<P> (&slots)[2]) {
-  Producer<P> producer(walk, plan);
-  producer.Load(0);
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    const auto loaded = producer.loaded();
-    producer.Load(chunk + 1);  // before anything waits for what was loaded
-    producer.Store(loaded, slots[chunk % 2]);
-    ptx::SyncBlock();
-  }
-}
 
 template <typename P>
 __device__ __forceinline__ void Walk(const TileWalk& walk, const SweepPlan& plan, int chunks,
@@ -414,7 +264,8 @@ __device__ __forceinline__ void Walk(const TileWalk& walk, const SweepPlan& plan
 
 template <typename P>
 __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
-    SweepKernel(const __grid_constant__ LatticeStage<float> s, const __grid_constant__ SweepPlan plan) {
+    SweepKernel(const __grid_constant__ LatticeStage<float> s,
+                const __grid_constant__ SweepPlan plan) {
   __shared__ Slot<P> slots[2];
   __shared__ uint32_t taken;
   const SweepStore store(s);
@@ -439,7 +290,9 @@ __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
   if (tile >= tiling.tiles) return;
   // Each role has its own: the walker's is in memory, where ExactChunk looks for it.
   const auto walk = [&](bool forward) {
-    return TileWalk{{{frames, labels, extent.valid}, s.batch.columns, s.table,
+    return TileWalk{{{frames, labels, extent.valid},
+                     s.batch.columns,
+                     s.table,
                      s.arc_log_probs + b * s.batch.NodesPerUtterance() * s.table.size},
                     tiling,
                     tile,
@@ -458,15 +311,14 @@ __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
   }
   // The final node.
   const int lane = labels % kWarp, step = frames + lane;
-  if (forward && tile == tiling.tiles - 1 &&
-      static_cast<int>(threadIdx.x) == lane) {
+  if (forward && tile == tiling.tiles - 1 && static_cast<int>(threadIdx.x) == lane) {
     const NodeNumbers numbers = store.Numbers(walk_number);
-    StoreLikelihood(
-        s, b, numbers.At(numbers.ChunkAt(tile, step / kChunk), lane, step % kChunk));
+    StoreLikelihood(s, b, numbers.At(numbers.ChunkAt(tile, step / kChunk), lane, step % kChunk));
   }
 }
 
-// Builds in order of what they cost: RNN-T, multi-blank, TDT; the last one has everything.
+// Builds in order of what they cost: RNN-T, multi-blank, TDT; the last one has everything that is
+// no longer than a chunk.
 template <typename Body>
 void ForEachBuild(const Body& body) {
   body(Planes<0, 0b10>());
@@ -481,14 +333,17 @@ void ForEachBuild(const Body& body) {
 std::optional<SweepPlan> PlanSweep(const LatticeStage<float>& stage) {
   constexpr int64_t kMost = int64_t{1} << 28, kMostColumns = int64_t{1} << 20;
   if (stage.batch.max_frames > kMost || stage.batch.columns > kMostColumns) return {};
+  const Tiling room = Tiling::Of(stage.batch.max_frames, stage.batch.columns);
+  if (NodeNumbers::Chunks(room) * kBlock > int64_t{UINT32_MAX}) return {};
   std::optional<SweepPlan> best;
-  int build = 0;
+  int build = 0, fewest_long = kMaxArcs + 1;
   ForEachBuild([&](auto planes) {
     using P = decltype(planes);
     SweepPlan plan = {};
     plan.build = build++;
     for (int32_t& a : plan.arcs) a = -1;
-    bool fits = !best;
+    bool fits = true;
+    int num_long = 0;
     for (int a = 0; a < stage.table.size; ++a) {
       const Arc arc = stage.table.arcs[a];
       if (arc.duration > stage.batch.max_frames) continue;  // never there
@@ -498,12 +353,16 @@ std::optional<SweepPlan> PlanSweep(const LatticeStage<float>& stage) {
       if (p < 0) {
         (arc.emits ? plan.long_labels : plan.long_blanks) |= bit;
         fits &= arc.duration >= kChunk && (!arc.emits || P::kLabels > 1);
+        ++num_long;
       } else {
         fits &= plan.arcs[p] < 0;
         plan.arcs[p] = a;
       }
     }
-    if (fits) best = plan;
+    if (fits && num_long < fewest_long) {
+      best = plan;
+      fewest_long = num_long;
+    }
   });
   return best;
 }

@@ -12,8 +12,8 @@
 
 namespace mbrnnt::cuda {
 
-inline constexpr int kChunk = 8;                // steps
-inline constexpr int kBlock = kWarp * kChunk;   // nodes of a tile in a chunk
+inline constexpr int kChunk = 8;               // steps
+inline constexpr int kBlock = kWarp * kChunk;  // nodes of a tile in a chunk
 // A tile's first lane needs what the last lane of the tile to its left sent kLag chunks later in
 // that tile's count: it is kWarp - 1 rows behind, and a step of skew more.
 inline constexpr int kLag = kWarp / kChunk;
@@ -60,6 +60,19 @@ __device__ __forceinline__ Scaled<double> Unpack(uint64_t bits, int32_t exponent
   return Normalized(Scaled<double>{DoubleOf(bits), static_cast<double>(exponent)});
 }
 
+// The same rounded to floats, by integers: a GPU's conversions are slow.
+__device__ __forceinline__ Scaled<float> UnpackRounded(uint64_t bits, int32_t exponent) {
+  if (exponent == kOwn) {
+    return {__uint_as_float(static_cast<uint32_t>(bits >> 32)),
+            __uint_as_float(static_cast<uint32_t>(bits))};
+  }
+  if (bits == 0) return Scaled<float>::Zero();
+  const uint64_t rounded = bits + (uint64_t{1} << 28);
+  const auto fraction = static_cast<uint32_t>(rounded >> 29) & 0x7fffffu;
+  const auto own = static_cast<int32_t>(rounded >> 52) - 1023;
+  return {__uint_as_float(0x3f800000u | fraction), static_cast<float>(own + exponent)};
+}
+
 // ---- what the sweep keeps of the nodes -----------------------------------------------
 
 // Of one direction of an utterance: numbers [tiles, chunks, kBlock], and of each lane of a chunk
@@ -72,9 +85,7 @@ struct NodeNumbers {
   static MBRNNT_HD int64_t Chunks(const Tiling& room) {
     return int64_t{room.tiles} * room.Chunks(0);
   }
-  static MBRNNT_HD int64_t Words(const Tiling& room) {
-    return Chunks(room) * (kBlock + kWarp / 2);
-  }
+  static MBRNNT_HD int64_t Words(const Tiling& room) { return Chunks(room) * (kBlock + kWarp / 2); }
   MBRNNT_HD int64_t ChunkAt(int32_t tile, int32_t chunk) const {
     return int64_t{tile} * chunks + chunk;
   }
@@ -149,12 +160,15 @@ class TileNumbers {
         labels_(static_cast<int32_t>(extent.labels)),
         forward_(forward) {}
 
-  __device__ __forceinline__ Scaled<float> operator()(int64_t t, int64_t u) const {
-    const auto i = static_cast<int32_t>(forward_ ? t : tiling_.frames - t);
-    const auto j = static_cast<int32_t>(forward_ ? u : labels_ - u);
-    const int32_t tile = j / kWarp, lane = j % kWarp, q = i + lane + tiling_.Skew(tile);
-    const Scaled<double> x = numbers_.At(numbers_.ChunkAt(tile, q / kChunk), lane, q % kChunk);
-    return {static_cast<float>(x.mantissa), static_cast<float>(x.exponent)};
+  __device__ __forceinline__ Scaled<float> operator()(int32_t t, int32_t u) const {
+    const int32_t i = forward_ ? t : tiling_.frames - t, j = forward_ ? u : labels_ - u;
+    const uint32_t tile = static_cast<uint32_t>(j) / kWarp, lane = static_cast<uint32_t>(j) % kWarp;
+    const uint32_t step = i + lane + tiling_.Skew(static_cast<int32_t>(tile));
+    // (PlanSweep sees to it that 32 bits are enough.)
+    const uint32_t chunk = tile * numbers_.chunks + step / kChunk;
+    return UnpackRounded(
+        __ldcg(numbers_.numbers + (chunk * kBlock + NodeNumbers::Within(lane, step % kChunk))),
+        __ldcg(numbers_.exponents + (chunk * kWarp + lane)));
   }
 
  private:

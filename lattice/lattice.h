@@ -84,14 +84,12 @@ struct Lattice {
   MBRNNT_HD T ArcLogProb(Index t, Index u, int a) const {
     return arc_log_probs[(t * columns + u) * table.size + a];
   }
-  MBRNNT_HD Scaled<T> Weight(Index t, Index u, int a) const {
-    return FromLog(ArcLogProb(t, u, a));
-  }
+  MBRNNT_HD Scaled<T> Weight(Index t, Index u, int a) const { return FromLog(ArcLogProb(t, u, a)); }
   // Does such an arc lead from (t, u), a node, to another one? A blank of the last column may lead
   // to the final one, which is a row further.
   MBRNNT_HD bool HasArc(Index t, Index u, Arc arc) const {
     const Index rows = extent.frames + (!arc.emits & (u == extent.labels));
-    return extent.Contains(t, u) & (u + arc.emits <= extent.labels) & (t + arc.duration < rows);
+    return extent.Contains(t, u) & (u + arc.emits <= extent.labels) & (arc.duration < rows - t);
   }
   MBRNNT_HD bool HasArc(Index t, Index u, int a) const { return HasArc(t, u, table.arcs[a]); }
 };
@@ -122,13 +120,13 @@ MBRNNT_HD Scaled<T> AlphaAt(const Lattice<T>& lattice, const Alphas& alphas, int
 }
 
 // Weight of the arc times the sum over the paths from its head to the final node.
-template <typename T, typename Betas>
-MBRNNT_HD Scaled<T> ArcBeta(const Lattice<T>& lattice, const Betas& betas, int64_t t, int64_t u,
+template <typename T, typename Index, typename Betas>
+MBRNNT_HD Scaled<T> ArcBeta(const Lattice<T, Index>& lattice, const Betas& betas, Index t, Index u,
                             int a) {
   if (!lattice.HasArc(t, u, a)) return Scaled<T>::Zero();
   const Arc arc = lattice.table.arcs[a];
   const Scaled<T> weight = lattice.Weight(t, u, a);
-  const int64_t to_t = t + arc.duration;
+  const Index to_t = t + arc.duration;
   return to_t == lattice.extent.frames ? weight : Multiply(weight, betas(to_t, u + arc.emits));
 }
 
@@ -145,21 +143,30 @@ MBRNNT_HD T Loss(Scaled<T> likelihood) {
   return T(0) - Log(likelihood);
 }
 
-// P(the path takes an arc | labels), with `arc_beta` as ArcBeta has it. An impossible
-// utterance (likelihood 0) has posterior 0 everywhere, a poisoned one (NaN) has NaN.
+// An impossible utterance (likelihood 0) has posterior 0 everywhere, a poisoned one (NaN) has NaN.
 template <typename T>
-MBRNNT_HD T Posterior(Scaled<T> alpha, Scaled<T> arc_beta, Scaled<T> likelihood) {
-  const T ratio = Ratio(Multiply(alpha, arc_beta), likelihood);
+MBRNNT_HD T BoundedPosterior(T ratio, Scaled<T> likelihood) {
   // Past 2^24 an exponent is no longer exact: where every path has to cross a mask such as -1e9
   // the posteriors cannot be trusted, but they are bounded still.
   const T posterior = ratio > Constant<T>(1) ? Constant<T>(1) : ratio;
   return likelihood.mantissa > T{} ? posterior : likelihood.mantissa;
 }
 
-template <typename T, typename Numbers>
-MBRNNT_HD T ArcPosterior(const Lattice<T>& lattice, const Numbers& alphas, const Numbers& betas,
-                         Scaled<T> likelihood, int64_t t, int64_t u, int a) {
-  return Posterior(alphas(t, u), ArcBeta(lattice, betas, t, u, a), likelihood);
+// P(the path takes an arc | labels), with `arc_beta` as ArcBeta has it.
+template <typename T>
+MBRNNT_HD T Posterior(Scaled<T> alpha, Scaled<T> arc_beta, Scaled<T> likelihood) {
+  return BoundedPosterior(Ratio(Multiply(alpha, arc_beta), likelihood), likelihood);
+}
+
+// The same, where all arcs of a node take one division: alpha / likelihood.
+template <typename T>
+MBRNNT_HD Scaled<T> AlphaShare(Scaled<T> alpha, Scaled<T> likelihood) {
+  return {alpha.mantissa / likelihood.mantissa, alpha.exponent - likelihood.exponent};
+}
+template <typename T>
+MBRNNT_HD T PosteriorOfShare(Scaled<T> alpha_share, Scaled<T> arc_beta, Scaled<T> likelihood) {
+  const Scaled<T> ratio = Multiply(alpha_share, arc_beta);
+  return BoundedPosterior(ratio.mantissa * PowerOfTwo(ratio.exponent), likelihood);
 }
 
 }  // namespace mbrnnt

@@ -30,9 +30,9 @@ template <typename T>
 struct LatticeStage {
   Batch batch;
   ArcTable table;
-  const T* arc_log_probs;  // [B, T, U+1, A]
-  T* losses;               // [B]
-  T* posteriors;           // [B, T, U+1, A] or null
+  const T* arc_log_probs;            // [B, T, U+1, A]
+  T* losses;                         // [B]
+  T* posteriors;                     // [B, T, U+1, A] or null
   Scaled<T>* likelihoods = nullptr;  // [B]
   T* workspace = nullptr;            // what a room keeps of the nodes, as its Workspace says
 

@@ -147,7 +147,7 @@ def test_cuda_kernels_have_no_race(tmp_path: pathlib.Path) -> None:
 # In which file, what stands there, what is put in its place.
 SABOTAGE = {
     "slots for two chunks": (
-        "sweep.cu",
+        "producer.h",
         "producer.Store(loaded, slots[chunk % 2])",
         "producer.Store(loaded, slots[0])",
     ),
@@ -168,15 +168,14 @@ SABOTAGE = {
 @pytest.mark.parametrize("what", SABOTAGE)
 def test_sabotage_of_the_cuda_kernels_is_noticed(what: str, tmp_path: pathlib.Path) -> None:
     file, there, instead = SABOTAGE[what]
-    sources = []
-    for source in simt_module.KERNELS:
-        if source.name == file:
-            text = source.read_text()
-            assert text.count(there) == 1
-            source = tmp_path / file
-            source.write_text(text.replace(there, instead))
-        sources.append(source)
-    program = cuda_test(tmp_path, sources, simt_module.ANNOUNCED, [])
+    cuda = tmp_path / "cuda"
+    shutil.copytree(ROOT / "cuda", cuda, ignore=shutil.ignore_patterns("ptx.h", "binding.cc"))
+    text = (cuda / file).read_text()
+    assert text.count(there) == 1
+    (cuda / file).write_text(text.replace(there, instead))
+    sources = sorted(cuda.glob("*.cu"))
+    flags = [*simt_module.ANNOUNCED, "-iquote", str(tmp_path)]  # before the project's own
+    program = cuda_test(tmp_path, sources, flags, [])
     run = subprocess.run([program], capture_output=True, text=True, timeout=120)
     assert run.returncode != 0
     assert run.stderr.startswith("simt: race: ")

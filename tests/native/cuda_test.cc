@@ -103,8 +103,8 @@ struct LatticeCase {
   template <typename Compute>
   Results Run(bool with_posteriors, const Compute& compute) {
     Buffer<T> losses(batch), posteriors(batch * nodes * table.size);
-    Buffer<T> workspace(batch * cuda::Workspace::NumbersPerUtterance(frames, columns, table.size,
-                                                                     with_posteriors));
+    Buffer<T> workspace(
+        batch * cuda::Workspace::NumbersPerUtterance(frames, columns, table.size, with_posteriors));
     LatticeStage<T> stage{
         {batch, frames, columns, device_logit_lengths.data(), device_label_lengths.data()},
         table,
@@ -175,9 +175,12 @@ void CheckPlans() {
   };
   const ArcTable rnnt{2, {{1, 0}, {0, 1}}}, usual{3, {{0, 1}, {1, 0}, {8, 0}}};
   EXPECT(plan(rnnt, 400)->build == 0);
-  EXPECT(plan(usual, 400)->build == 0);  // the blank of 8 frames is a long one
-  EXPECT(plan(usual, 400)->long_blanks == 4);
-  EXPECT(plan(usual, 7)->long_blanks == 0);  // and is never there
+  EXPECT(plan(usual, 400)->build == 1);
+  EXPECT(plan(usual, 400)->long_blanks == 0);
+  EXPECT(plan(usual, 7)->build == 0);  // the blank of 8 frames is never there
+  const ArcTable long_blank{3, {{0, 1}, {1, 0}, {9, 0}}};
+  EXPECT(plan(long_blank, 400)->build == 0);
+  EXPECT(plan(long_blank, 400)->long_blanks == 4);
   EXPECT(plan({3, {{0, 1}, {1, 0}, {4, 0}}}, 400)->build == 1);
   EXPECT(plan({3, {{0, 1}, {1, 0}, {3, 0}}}, 400)->build == 2);
   EXPECT(plan({4, {{0, 1}, {1, 1}, {1, 0}, {2, 0}}}, 400)->build == 3);

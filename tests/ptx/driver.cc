@@ -35,7 +35,8 @@ namespace {
 template <typename T>
 int RunLattice(const LatticeStage<T>& stage, bool simple) {
   return (simple ? cuda::ComputeLatticeSimply(stage, nullptr)
-                 : cuda::ComputeLattice(stage, nullptr)).error;
+                 : cuda::ComputeLattice(stage, nullptr))
+      .error;
 }
 
 template <typename L>
@@ -82,24 +83,23 @@ struct Calls {
 }  // namespace
 
 // Each returns the cudaError_t of the launches.
-#define CALLS(suffix, L)                                                                        \
-  int arc_log_probs_##suffix(const Shape* shape, const Arcs* arcs, double sigma,                \
-                             const void* logits, const int32_t* labels, void* arc_log_probs,    \
-                             void* log_normalizers) {                                           \
-    return Calls<L>::ArcLogProbs(*shape, *arcs, sigma, logits, labels, arc_log_probs,           \
-                                 log_normalizers);                                              \
-  }                                                                                             \
-  int logit_gradients_##suffix(const Shape* shape, const Arcs* arcs, double fastemit,           \
-                               double clamp, const void* logits, const int32_t* labels,         \
-                               const void* log_normalizers, const void* posteriors,             \
-                               const void* cotangents, void* gradients) {                       \
-    return Calls<L>::LogitGradients(*shape, *arcs, fastemit, clamp, logits, labels,             \
-                                    log_normalizers, posteriors, cotangents, gradients);        \
-  }                                                                                             \
-  int lattice_##suffix(const Shape* shape, const Arcs* arcs, int simple,                        \
-                       const void* arc_log_probs, void* losses, void* posteriors, void* work) { \
-    return Calls<L>::Lattice(*shape, *arcs, simple != 0, arc_log_probs, losses, posteriors,     \
-                             work);                                                             \
+#define CALLS(suffix, L)                                                                           \
+  int arc_log_probs_##suffix(const Shape* shape, const Arcs* arcs, double sigma,                   \
+                             const void* logits, const int32_t* labels, void* arc_log_probs,       \
+                             void* log_normalizers) {                                              \
+    return Calls<L>::ArcLogProbs(*shape, *arcs, sigma, logits, labels, arc_log_probs,              \
+                                 log_normalizers);                                                 \
+  }                                                                                                \
+  int logit_gradients_##suffix(const Shape* shape, const Arcs* arcs, double fastemit,              \
+                               double clamp, const void* logits, const int32_t* labels,            \
+                               const void* log_normalizers, const void* posteriors,                \
+                               const void* cotangents, void* gradients) {                          \
+    return Calls<L>::LogitGradients(*shape, *arcs, fastemit, clamp, logits, labels,                \
+                                    log_normalizers, posteriors, cotangents, gradients);           \
+  }                                                                                                \
+  int lattice_##suffix(const Shape* shape, const Arcs* arcs, int simple,                           \
+                       const void* arc_log_probs, void* losses, void* posteriors, void* work) {    \
+    return Calls<L>::Lattice(*shape, *arcs, simple != 0, arc_log_probs, losses, posteriors, work); \
   }
 
 extern "C" {

@@ -242,7 +242,8 @@ __global__ void PassBetweenBlocks(int* broken, unsigned* counter, int* signed_co
     EXPECT_IN_KERNEL(mbrnnt::cuda::ptx::LoadRelaxed(own - 64) == ticket);
   }
   mbrnnt::cuda::ptx::StoreRelaxed2(own + 2 * lane, ticket + 1, lane);
-  if (ticket + 1 == gridDim.x) mbrnnt::cuda::ptx::StoreRelaxed(slots + 64 * gridDim.x + lane, first);
+  if (ticket + 1 == gridDim.x)
+    mbrnnt::cuda::ptx::StoreRelaxed(slots + 64 * gridDim.x + lane, first);
 }
 
 void CheckBetweenBlocks() {
