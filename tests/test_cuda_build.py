@@ -57,6 +57,9 @@ def by_name(arch: int) -> dict[str, Kernel]:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_hot_kernels_stay_in_registers_and_store_packs(arch: int) -> None:
     assert arch in sass.default_architectures()
+    # No more shared memory than a block has without asking: who asks, a thread for each of two
+    # shapes, may be given the other's.
+    assert all(kernel.resources.shared <= 48 << 10 for kernel in by_name(arch).values())
     hot = {name: kernel for name, kernel in by_name(arch).items() if HOT.fullmatch(name)}
     rows = [name for name in hot if re.fullmatch(sass.ROW_KERNEL, name)]
     # 3 types of logits, rows of 2 lengths, gradients with and without clamp.
