@@ -187,10 +187,19 @@ class SweepKernel:
         return max(path.one_warp() for path in self.paths()) / self.steps
 
     def slots(self) -> float:
-        """A step of the scheduler that has a walking warp, and one that brings what it needs."""
+        """A step of the scheduler that has the most to do, where warps go around all four in turn.
+
+        The second warp walks; how many others there are, slot.h says (Planes::kProducers).
+        """
         walk = max(path.slots(sharing=1)[0] for path in self.walks)
-        producer = self.producer.slots(sharing=1)[0] if self.producer else 0
-        return (walk + producer) / self.steps
+        if not self.producer:
+            return walk / self.steps
+        labels, blanks = map(int, re.findall(r"\d+", self.name.replace("u", "")))
+        producers = 8 if labels + 1 + blanks.bit_count() > 5 else 4
+        schedulers = [0.0] * 4
+        for warp in range(1 + producers):
+            schedulers[warp % 4] += walk if warp == 1 else self.producer.slots(sharing=1)[0]
+        return max(schedulers) / self.steps
 
 
 def is_hot(kernel: Kernel) -> bool:

@@ -168,18 +168,42 @@ static __device__ __attribute__((noinline)) bool PendingWindows(const TileWalk& 
 static __device__ __attribute__((noinline)) double RestOfWindows(const TileWalk& walk,
                                                                  const SweepPlan& plan, int chunk,
                                                                  Windows& windows) {
+  const int lane = threadIdx.x % kWarp, j = walk.ColumnOf(lane), first = chunk * kChunk;
   double least = 0;
+#pragma unroll
+  for (int k = 0; k < kChunk; ++k) {
+    const bool starts = walk.IsStart(first + k, lane);
+    if (starts) least = fmin(least, static_cast<double>(-windows.unit));
+    windows.blanks[k] = starts ? PowerOfTwo(static_cast<double>(-windows.unit)) : 0;
+    windows.labels[k] = 0;
+  }
 #pragma unroll 1
-  for (int n = 0; n < 2 * kChunk; ++n) {
-    const int step = chunk * kChunk + n % kChunk;
-    const bool blanks = n < kChunk;
-    Scaled<double> x =
-        Pending(walk, blanks ? plan.long_blanks : plan.long_labels, step, chunk * kChunk);
-    if (blanks && walk.IsStart(step, threadIdx.x % kWarp)) x = Sum(x, Scaled<double>::One());
-    const double above = x.exponent - windows.unit;
-    if (x.mantissa != 0) least = fmin(least, above);
-    // (What is too large for a double is for ExactChunk.)
-    windows.At(n) = above < 1000 ? x.mantissa * PowerOfTwo(above) : NAN;
+  for (uint32_t arcs = plan.long_blanks | plan.long_labels; arcs != 0; arcs &= arcs - 1) {
+    const int a = __ffs(static_cast<int>(arcs)) - 1;
+    const Arc arc = walk.lattice.table.arcs[a];
+    Scaled<double> numbers[kChunk];
+    float log_probs[kChunk];
+    // All of it is asked for before any of it is looked at.
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) {
+      const int from = first + k - arc.duration, i = walk.RowOf(from, lane);
+      numbers[k] = Scaled<double>::Zero();
+      log_probs[k] = -INFINITY;
+      if (i < 0 || !walk.HasArc(i, j, arc)) continue;
+      log_probs[k] = walk.ArcLogProb(i, j, arc, a);
+      numbers[k] =
+          walk.numbers.At(walk.numbers.ChunkAt(walk.tile, from / kChunk), lane, from % kChunk);
+    }
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) {
+      const Scaled<float> weight = FromLog(log_probs[k]);
+      const double mantissa = numbers[k].mantissa * weight.mantissa;
+      const double above = numbers[k].exponent + weight.exponent - windows.unit;
+      if (mantissa != 0) least = fmin(least, above);
+      // (What is too large for a double is for ExactChunk, and so is NaN.)
+      const double x = above < 1000 || mantissa == 0 ? mantissa * PowerOfTwo(above) : NAN;
+      (arc.emits ? windows.labels : windows.blanks)[k] += x;
+    }
   }
   return least;
 }

@@ -18,7 +18,7 @@ class Producer {
 
   __device__ __forceinline__ Producer(const TileWalk& walk, const SweepPlan& plan)
       : walk_(walk),
-        thread_(static_cast<int>(threadIdx.x) - kWarp),
+        thread_(static_cast<int>(threadIdx.x < kWarp ? threadIdx.x : threadIdx.x - kWarp)),
         bordered_chunks_(walk.BorderedChunks()) {
     // A chunk further, all are so many frames further.
     per_chunk_ = walk.LogProbs(kChunk, 0) - walk.LogProbs(0, 0);
@@ -58,6 +58,10 @@ class Producer {
     next_border_ += Borders::kWords;
   }
   __device__ __forceinline__ void Store(const Loaded& loaded, Slot<P>& slot) const {
+    // What was asked for too early is asked for again, before the weights take their time.
+    const bool brings_border = thread_ < Borders::kWords;
+    uint64_t border = loaded.border;
+    if (brings_border && border == Borders::kUnwritten) border = ptx::LoadRelaxed(StoredBorder());
     bool exact = false;
 #pragma unroll
     for (int n = 0; n < P::kNodesPerProducer; ++n) {
@@ -70,17 +74,17 @@ class Producer {
     }
     exact = __any_sync(0xffffffffu, exact);
     if (thread_ % kWarp == 0) slot.exact[thread_ / kWarp] = exact;
-    StoreBorder(loaded.border, slot);
+    if (!brings_border) return;
+    // The tile to the left is a block that has begun.
+    while (border == Borders::kUnwritten) border = ptx::LoadRelaxed(StoredBorder());
+    slot.border[thread_] = border;
   }
   __device__ __forceinline__ const Loaded& loaded() const { return loaded_; }
 
  private:
-  // Waits for the tile to the left, which is a block that has begun.
-  __device__ __forceinline__ void StoreBorder(uint64_t word, Slot<P>& slot) const {
-    if (thread_ >= Borders::kWords) return;
-    // (The next chunk's has been asked for meanwhile.)
-    while (word == Borders::kUnwritten) word = ptx::LoadRelaxed(next_border_ - 2 * Borders::kWords);
-    slot.border[thread_] = word;
+  // The word that is stored now: the next chunk's has been asked for meanwhile.
+  __device__ __forceinline__ const uint64_t* StoredBorder() const {
+    return next_border_ - 2 * Borders::kWords;
   }
   // Eight threads are on one frame, in columns side by side: they read one piece of memory, and a
   // warp writes to 32 banks.

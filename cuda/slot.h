@@ -14,7 +14,8 @@ struct Planes {
   static constexpr int kCount = kLabels + __builtin_popcount(kBlankBits);
   static_assert(kLongestLabel <= kChunk && kBlankBits < 2u << kChunk, "the windows are a chunk");
   static_assert(kCount <= SweepPlan::kMaxPlanes, "the plan has no room");
-  // Threads that bring weights: as many as keep up with the one warp that walks.
+  // Threads that bring weights: as many as keep up with the one warp that walks, which is the
+  // second one: warps go around four schedulers, and the first has more of them than the others.
   static constexpr int kProducers = kCount > 5 ? 256 : 128;
   static constexpr int kThreads = kWarp + kProducers;
   static constexpr int kNodesPerProducer = kBlock / kProducers;

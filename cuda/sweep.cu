@@ -68,7 +68,7 @@ class Walker {
       : walk_(walk),
         plan_(plan),
         slots_(slots),
-        lane_(static_cast<int>(threadIdx.x)),
+        lane_(static_cast<int>(threadIdx.x % kWarp)),
         is_column_(walk.ColumnOf(lane_) <= walk.lattice.extent.labels),
         takes_left_(lane_ > 0 && is_column_),
         bordered_chunks_(walk.BorderedChunks()),
@@ -302,7 +302,8 @@ __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
   };
   const int chunks = tiling.Chunks(tile);
   const bool forward = walk_number < s.batch.size;
-  if (threadIdx.x < kWarp) {
+  const int walking_lane = static_cast<int>(threadIdx.x) - kWarp;  // in the second warp
+  if (0 <= walking_lane && walking_lane < kWarp) {
     Walk<P>(walk(forward), plan, chunks, slots);
   } else if (forward) {
     Produce<P>(walk(true), plan, chunks, slots);
@@ -311,7 +312,7 @@ __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
   }
   // The final node.
   const int lane = labels % kWarp, step = frames + lane;
-  if (forward && tile == tiling.tiles - 1 && static_cast<int>(threadIdx.x) == lane) {
+  if (forward && tile == tiling.tiles - 1 && walking_lane == lane) {
     const NodeNumbers numbers = store.Numbers(walk_number);
     StoreLikelihood(s, b, numbers.At(numbers.ChunkAt(tile, step / kChunk), lane, step % kChunk));
   }

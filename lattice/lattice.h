@@ -16,7 +16,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "lattice/macros.h"
 #include "lattice/scaled.h"
@@ -36,6 +35,9 @@ struct ArcTable {
   Arc arcs[kMaxArcs];
 };
 
+MBRNNT_HD uint32_t Unsigned(int32_t x) { return static_cast<uint32_t>(x); }
+MBRNNT_HD uint64_t Unsigned(int64_t x) { return static_cast<uint64_t>(x); }
+
 // The true size of one utterance inside its padded block. `valid` is false when
 // a length was negative or larger than the padded size; it holds no node then.
 template <typename Index>
@@ -46,7 +48,6 @@ struct BasicExtent {
 
   MBRNNT_HD bool Contains(Index t, Index u) const {
     // (A negative number is a large unsigned one.)
-    using Unsigned = std::make_unsigned_t<Index>;
     return (Unsigned(t) < Unsigned(frames)) & (Unsigned(u) < Unsigned(labels + 1));
   }
   // How many of a frame's columns are nodes: the first ones.
