@@ -170,7 +170,7 @@ static __device__ __attribute__((noinline)) double RestOfWindows(const TileWalk&
                                                                  Windows& windows) {
   const int lane = threadIdx.x % kWarp, j = walk.ColumnOf(lane), first = chunk * kChunk;
   double least = 0;
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kChunk; ++k) {
     const bool starts = walk.IsStart(first + k, lane);
     if (starts) least = fmin(least, static_cast<double>(-windows.unit));
@@ -181,28 +181,33 @@ static __device__ __attribute__((noinline)) double RestOfWindows(const TileWalk&
   for (uint32_t arcs = plan.long_blanks | plan.long_labels; arcs != 0; arcs &= arcs - 1) {
     const int a = __ffs(static_cast<int>(arcs)) - 1;
     const Arc arc = walk.lattice.table.arcs[a];
-    Scaled<double> numbers[kChunk];
+    double* const to = arc.emits ? windows.labels : windows.blanks;
+    // All is asked for before any of it is looked at.
+    uint64_t bits[kChunk];
+    int32_t exponents[kChunk];
     float log_probs[kChunk];
-    // All of it is asked for before any of it is looked at.
-#pragma unroll
+#pragma unroll 4
     for (int k = 0; k < kChunk; ++k) {
       const int from = first + k - arc.duration, i = walk.RowOf(from, lane);
-      numbers[k] = Scaled<double>::Zero();
+      bits[k] = 0;
+      exponents[k] = 0;
       log_probs[k] = -INFINITY;
       if (i < 0 || !walk.HasArc(i, j, arc)) continue;
+      const int64_t place = walk.numbers.ChunkAt(walk.tile, from / kChunk);
+      bits[k] =
+          __ldcg(walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane, from % kChunk));
+      exponents[k] = __ldcg(walk.numbers.exponents + place * kWarp + lane);
       log_probs[k] = walk.ArcLogProb(i, j, arc, a);
-      numbers[k] =
-          walk.numbers.At(walk.numbers.ChunkAt(walk.tile, from / kChunk), lane, from % kChunk);
     }
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < kChunk; ++k) {
+      const Scaled<double> number = Unpack(bits[k], exponents[k]);
       const Scaled<float> weight = FromLog(log_probs[k]);
-      const double mantissa = numbers[k].mantissa * weight.mantissa;
-      const double above = numbers[k].exponent + weight.exponent - windows.unit;
+      const double mantissa = number.mantissa * weight.mantissa;
+      const double above = number.exponent + weight.exponent - windows.unit;
       if (mantissa != 0) least = fmin(least, above);
       // (What is too large for a double is for ExactChunk, and so is NaN.)
-      const double x = above < 1000 || mantissa == 0 ? mantissa * PowerOfTwo(above) : NAN;
-      (arc.emits ? windows.labels : windows.blanks)[k] += x;
+      to[k] += above < 1000 || mantissa == 0 ? mantissa * PowerOfTwo(above) : NAN;
     }
   }
   return least;
