@@ -4,7 +4,10 @@
 namespace mbrnnt::cuda {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
+// A block goes over so many frames in the same columns: a node's number shares its sector of memory
+// with numbers of the frames beside it.
+template <typename T>
+constexpr int kFramesAtOnce = 32 / sizeof(T);
 
 // The two sweeps' numbers as the law asks for them.
 template <typename T>
@@ -21,28 +24,33 @@ struct ByTiles {
       : alphas(s, extent, b, true), betas(s, extent, s.batch.size + b, false) {}
 };
 
-MBRNNT_HD int64_t TilesOf(const Batch& batch) { return (batch.columns + kWarp - 1) / kWarp; }
-MBRNNT_HD int64_t PiecesOf(const Batch& batch) {
-  return batch.size * batch.max_frames * TilesOf(batch);
-}
+// How a batch is divided: into `tiles` of columns and `groups` of frames for each utterance. (More
+// pieces than 32 bits count fit into no memory.)
+struct Pieces {
+  uint32_t tiles, groups, number;
+
+  MBRNNT_HD Pieces(const Batch& batch, int frames_at_once)
+      : tiles(static_cast<uint32_t>((batch.columns + kWarp - 1) / kWarp)),
+        groups(static_cast<uint32_t>((batch.max_frames + frames_at_once - 1) / frames_at_once)),
+        number(static_cast<uint32_t>(batch.size) * tiles * groups) {}
+};
 
 // A warp for 32 columns of a frame, a lane for a node: what it has read is written by way of shared
 // memory, side by side, and may take the place of the arc log-probabilities.
 template <typename T, typename Numbers>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
+__global__ void __launch_bounds__(kFramesAtOnce<T>* kWarp)
     PosteriorsKernel(const __grid_constant__ LatticeStage<T> s) {
-  __shared__ T staged[kWarpsPerBlock][kWarp * kMaxArcs];
+  constexpr int kFrames = kFramesAtOnce<T>;
+  __shared__ T staged[kFrames][kWarp * kMaxArcs];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, num_arcs = s.table.size;
-  const auto tiles = static_cast<uint32_t>(TilesOf(s.batch));
-  const auto frames = static_cast<uint32_t>(s.batch.max_frames);
-  const int64_t pieces = PiecesOf(s.batch);
+  const Pieces pieces(s.batch, kFrames);
   T* const own = staged[warp] + lane * num_arcs;
-  for (int64_t piece = blockIdx.x * int64_t{kWarpsPerBlock} + warp; piece < pieces;
-       piece += gridDim.x * int64_t{kWarpsPerBlock}) {
-    // (More pieces than 32 bits count fit into no memory.)
-    const uint32_t row = static_cast<uint32_t>(piece) / tiles, b = row / frames;
-    const uint32_t first = static_cast<uint32_t>(piece) % tiles * kWarp;
-    const auto t = static_cast<int32_t>(row - b * frames), u = static_cast<int32_t>(first) + lane;
+  for (uint32_t piece = blockIdx.x; piece < pieces.number; piece += gridDim.x) {
+    const uint32_t group = piece % pieces.groups, rest = piece / pieces.groups;
+    const uint32_t b = rest / pieces.tiles, first = rest % pieces.tiles * kWarp;
+    const auto t = static_cast<int32_t>(group * kFrames) + warp;
+    const auto u = static_cast<int32_t>(first) + lane;
+    if (t >= s.batch.max_frames) continue;
     const Extent extent = s.batch.ExtentOf(b);
     const Lattice<T, int32_t> lattice{
         {static_cast<int32_t>(extent.frames), static_cast<int32_t>(extent.labels), extent.valid},
@@ -61,7 +69,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
     }
     __syncwarp();
     const int64_t columns = s.batch.columns - first < kWarp ? s.batch.columns - first : kWarp;
-    T* const posteriors = s.posteriors + (int64_t{row} * s.batch.columns + first) * num_arcs;
+    T* const posteriors =
+        s.posteriors + ((b * s.batch.max_frames + t) * s.batch.columns + first) * num_arcs;
     for (int n = lane; n < columns * num_arcs; n += kWarp) posteriors[n] = staged[warp][n];
     __syncwarp();
   }
@@ -70,8 +79,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
 template <typename T, typename Numbers>
 Status ComputePosteriors(const LatticeStage<T>& s, cudaStream_t stream) {
   if (!s.posteriors) return {};
-  const Grid grid{dim3(BlocksFor((PiecesOf(s.batch) + kWarpsPerBlock - 1) / kWarpsPerBlock)),
-                  kWarpsPerBlock * kWarp};
+  const Pieces pieces(s.batch, kFramesAtOnce<T>);
+  const Grid grid{dim3(BlocksFor(pieces.number)), kFramesAtOnce<T> * kWarp};
   return Launch("PosteriorsKernel", PosteriorsKernel<T, Numbers>, grid, stream, s);
 }
 

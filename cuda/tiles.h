@@ -167,8 +167,8 @@ class TileNumbers {
     // (PlanSweep sees to it that 32 bits are enough.)
     const uint32_t chunk = tile * numbers_.chunks + step / kChunk;
     return UnpackRounded(
-        __ldcg(numbers_.numbers + (chunk * kBlock + NodeNumbers::Within(lane, step % kChunk))),
-        __ldcg(numbers_.exponents + (chunk * kWarp + lane)));
+        numbers_.numbers[chunk * kBlock + NodeNumbers::Within(lane, step % kChunk)],
+        numbers_.exponents[chunk * kWarp + lane]);
   }
 
  private:
