@@ -1,6 +1,5 @@
-// The sweep as the law has it, with an exponent for each number: for the chunks that do not fit
-// into units (see sweep.cu). It keeps nothing: a node's arcs are looked up among the numbers that
-// its lane has stored. About ten times as slow.
+// The sweep with an exponent for each number: for the chunks that do not fit into units (see
+// sweep.cu), at ten to twenty times their price. Memory of a thread, not registers.
 #pragma once
 
 #include "cuda/ptx.h"
@@ -72,11 +71,43 @@ __device__ __forceinline__ Scaled<double> Sum(Scaled<double> a, Scaled<double> b
   return Normalized(Add(a, b));
 }
 
-// What some arcs (bits by number) bring from the nodes of the lane's own column before step
-// `known`: blanks to its node in `step`, labels to where the next column is a step later.
-static __device__ __attribute__((noinline)) Scaled<double> Pending(const TileWalk& walk,
-                                                                   uint32_t arcs, int step,
-                                                                   int known) {
+// What is on its way when a chunk begins: to a lane's own nodes in its steps, to the right after
+// these steps, and to the right in the step before.
+template <typename Number>
+struct OnTheWay {
+  static constexpr int kCount = 2 * kChunk + 1;
+  Number numbers[kCount];
+
+  __device__ __forceinline__ Number& Blanks(int k) { return numbers[k]; }
+  __device__ __forceinline__ Number& Labels(int k) { return numbers[kChunk + k]; }
+  __device__ __forceinline__ Number& Sent() { return numbers[2 * kChunk]; }
+};
+
+// Numbers in one unit, 2^unit, the largest about 1. False if they are too far apart for that.
+static __device__ __attribute__((noinline)) bool ToOneUnit(const Scaled<double>* from, int count,
+                                                           double* to, int32_t& unit) {
+  constexpr double kMostUnit = 1 << 28, kRange = 600;
+  double most = -INFINITY, least = INFINITY;
+#pragma unroll 1
+  for (int n = 0; n < count; ++n) {
+    if (from[n].mantissa == 0) continue;
+    most = fmax(most, from[n].exponent);
+    least = fmin(least, from[n].mantissa > 0 ? from[n].exponent : -INFINITY);
+  }
+  const bool any = most > -INFINITY;
+  const bool fits = !any || (fabs(most) < kMostUnit && least > most - kRange);
+  unit = any && fits ? static_cast<int32_t>(most) : 0;
+#pragma unroll 1
+  for (int n = 0; n < count; ++n) {
+    to[n] = fits ? from[n].mantissa * PowerOfTwo(from[n].exponent - unit) : 0;
+  }
+  return fits;
+}
+
+// What long arcs (bits by number) bring from numbers that are stored, the chunk's own not among
+// them: blanks to the lane's node in `step`, labels to where the next column is a step later.
+static __device__ __attribute__((noinline)) Scaled<double> OfLongArcs(const TileWalk& walk,
+                                                                      uint32_t arcs, int step) {
   const int lane = threadIdx.x % kWarp, j = walk.ColumnOf(lane);
   Scaled<double> sum = Scaled<double>::Zero();
 #pragma unroll 1
@@ -84,7 +115,7 @@ static __device__ __attribute__((noinline)) Scaled<double> Pending(const TileWal
     const int a = __ffs(static_cast<int>(arcs)) - 1;
     const Arc arc = walk.lattice.table.arcs[a];
     const int from = step - arc.duration, i = walk.RowOf(from, lane);
-    if (from >= known || i < 0 || !walk.HasArc(i, j, arc)) continue;
+    if (i < 0 || !walk.HasArc(i, j, arc)) continue;
     const Scaled<float> weight = FromLog(walk.ArcLogProb(i, j, arc, a));
     const Scaled<double> number =
         walk.numbers.At(walk.numbers.ChunkAt(walk.tile, from / kChunk), lane, from % kChunk);
@@ -93,100 +124,85 @@ static __device__ __attribute__((noinline)) Scaled<double> Pending(const TileWal
   return sum;
 }
 
-// `border`: what the tile's left neighbour has sent, or null.
+// `border`: what the tile's left neighbour has sent, or null. `pending` is the next chunk's after
+// it.
 static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk,
                                                             const SweepPlan& plan, int chunk,
-                                                            const uint64_t* border) {
-  const int lane = threadIdx.x % kWarp, first = chunk * kChunk;
+                                                            const uint64_t* border,
+                                                            OnTheWay<Scaled<double>>& pending) {
+  const int lane = threadIdx.x % kWarp, j = walk.ColumnOf(lane), first = chunk * kChunk;
   const int64_t place = walk.numbers.ChunkAt(walk.tile, chunk);
-  uint64_t* right = lane == kWarp - 1 ? walk.RightBorder(chunk) : nullptr;
   __stcg(walk.numbers.exponents + place * kWarp + lane, kOwn);
-  Scaled<double> sent = Pending(walk, plan.labels, first - 1, first);
+  Scaled<double> sent[kChunk];
 #pragma unroll 1
   for (int k = 0; k < kChunk; ++k) {
-    const int step = first + k;
-    Scaled<double> number = {__shfl_up_sync(0xffffffffu, sent.mantissa, 1),
-                             __shfl_up_sync(0xffffffffu, sent.exponent, 1)};
+    const int step = first + k, i = walk.RowOf(step, lane);
+    Scaled<double> number = {__shfl_up_sync(0xffffffffu, pending.Sent().mantissa, 1),
+                             __shfl_up_sync(0xffffffffu, pending.Sent().exponent, 1)};
     if (lane == 0) {
-      number = Scaled<double>::Zero();
-      if (border != nullptr) {
-        number = Unpack(border[k], static_cast<int32_t>(border[kChunk]));
-      }
+      number = border != nullptr ? Unpack(border[k], static_cast<int32_t>(border[kChunk]))
+                                 : Scaled<double>::Zero();
     }
     if (walk.IsStart(step, lane)) number = Sum(number, Scaled<double>::One());
-    number = Sum(number, Pending(walk, plan.blanks, step, step));
+    number = Sum(number, pending.Blanks(k));
+    if (plan.long_blanks != 0) number = Sum(number, OfLongArcs(walk, plan.long_blanks, step));
     __stcg(walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane, k), PackOwn(number));
-    sent = Pending(walk, plan.labels, step, step + 1);
-    if (right != nullptr) ptx::StoreRelaxed(right + k, PackOwn(sent));
-  }
-  if (right != nullptr) ptx::StoreRelaxed2(right + kChunk, static_cast<uint32_t>(kOwn), 0);
-}
 
-// What is on its way when a chunk begins, in one unit for each lane.
-struct Windows {
-  double blanks[kChunk], labels[kChunk];  // to the nodes of a step; to the right after a step
-  double sent;                            // to the right in the step before
+    Scaled<double> to_right = pending.Labels(k);
+    if (plan.long_labels != 0) to_right = Sum(to_right, OfLongArcs(walk, plan.long_labels, step));
+    pending.Blanks(k) = pending.Labels(k) = Scaled<double>::Zero();
+#pragma unroll 1
+    for (uint32_t arcs = plan.ShortArcs(); arcs != 0; arcs &= arcs - 1) {
+      const int a = __ffs(static_cast<int>(arcs)) - 1;
+      const Arc arc = walk.lattice.table.arcs[a];
+      if (!walk.HasArc(i, j, arc)) continue;
+      const Scaled<float> weight = FromLog(walk.ArcLogProb(i, j, arc, a));
+      const Scaled<double> share = Multiply(number, {weight.mantissa, weight.exponent});
+      const int then = (k + arc.duration) % kChunk;
+      Scaled<double>& to = !arc.emits          ? pending.Blanks(then)
+                           : arc.duration == 0 ? to_right
+                                               : pending.Labels(then);
+      to = Sum(to, share);
+    }
+    pending.Sent() = sent[k] = to_right;
+  }
+  uint64_t* right = walk.RightBorder(chunk);
+  if (lane != kWarp - 1 || right == nullptr) return;
+  double in_unit[kChunk];
   int32_t unit;
-  bool alive;  // anything at all
-
-  __device__ __forceinline__ double& At(int n) {
-    return n < kChunk ? blanks[n] : n < 2 * kChunk ? labels[n - kChunk] : sent;
-  }
-};
-
-// False if it does not fit into one unit.
-static __device__ __attribute__((noinline)) bool PendingWindows(const TileWalk& walk,
-                                                                const SweepPlan& plan, int chunk,
-                                                                Windows& windows) {
-  constexpr double kMostUnit = 1 << 28, kRange = 600;
-  const int first = chunk * kChunk;
-  Scaled<double> all[2 * kChunk + 1];
-  double most = -INFINITY, least = INFINITY;
+  const bool fits = ToOneUnit(sent, kChunk, in_unit, unit);
 #pragma unroll 1
-  for (int n = 0; n <= 2 * kChunk; ++n) {
-    const int step = n == 2 * kChunk ? first - 1 : first + n % kChunk;
-    const uint32_t arcs = n < kChunk       ? plan.blanks & ~plan.long_blanks
-                          : n < 2 * kChunk ? plan.labels & ~plan.long_labels
-                                           : plan.labels;
-    all[n] = Pending(walk, arcs, step, first);
-    if (all[n].mantissa == 0) continue;
-    most = fmax(most, all[n].exponent);
-    least = fmin(least, all[n].mantissa > 0 ? all[n].exponent : -INFINITY);
+  for (int k = 0; k < kChunk; ++k) {
+    ptx::StoreRelaxed(right + k, fits ? BitsOf(in_unit[k]) : PackOwn(sent[k]));
   }
-  windows.alive = most > -INFINITY;
-  const bool fits = !windows.alive || (fabs(most) < kMostUnit && least > most - kRange);
-  windows.unit = windows.alive && fits ? static_cast<int32_t>(most) : 0;
-#pragma unroll 1
-  for (int n = 0; n <= 2 * kChunk; ++n) {
-    windows.At(n) = fits ? all[n].mantissa * PowerOfTwo(all[n].exponent - windows.unit) : 0;
-  }
-  return fits;
+  ptx::StoreRelaxed2(right + kChunk, static_cast<uint32_t>(fits ? unit : kOwn), 0);
 }
 
-// What the sweep has not in its windows: the walk's start, and what long arcs bring. In the
-// windows' unit; returns by how much the smallest number is below it.
+// What the sweep has not in registers: the walk's start, and what long arcs bring, in 2^unit.
+// Returns by how much the smallest number is below it.
 static __device__ __attribute__((noinline)) double RestOfWindows(const TileWalk& walk,
                                                                  const SweepPlan& plan, int chunk,
-                                                                 Windows& windows) {
+                                                                 int32_t unit,
+                                                                 OnTheWay<double>& windows) {
   const int lane = threadIdx.x % kWarp, j = walk.ColumnOf(lane), first = chunk * kChunk;
   double least = 0;
 #pragma unroll 1
   for (int k = 0; k < kChunk; ++k) {
     const bool starts = walk.IsStart(first + k, lane);
-    if (starts) least = fmin(least, static_cast<double>(-windows.unit));
-    windows.blanks[k] = starts ? PowerOfTwo(static_cast<double>(-windows.unit)) : 0;
-    windows.labels[k] = 0;
+    if (starts) least = fmin(least, static_cast<double>(-unit));
+    windows.Blanks(k) = starts ? PowerOfTwo(static_cast<double>(-unit)) : 0;
+    windows.Labels(k) = 0;
   }
 #pragma unroll 1
   for (uint32_t arcs = plan.long_blanks | plan.long_labels; arcs != 0; arcs &= arcs - 1) {
     const int a = __ffs(static_cast<int>(arcs)) - 1;
     const Arc arc = walk.lattice.table.arcs[a];
-    double* const to = arc.emits ? windows.labels : windows.blanks;
+    double* const to = &(arc.emits ? windows.Labels(0) : windows.Blanks(0));
     // All is asked for before any of it is looked at.
     uint64_t bits[kChunk];
     int32_t exponents[kChunk];
     float log_probs[kChunk];
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < kChunk; ++k) {
       const int from = first + k - arc.duration, i = walk.RowOf(from, lane);
       bits[k] = 0;
@@ -204,7 +220,7 @@ static __device__ __attribute__((noinline)) double RestOfWindows(const TileWalk&
       const Scaled<double> number = Unpack(bits[k], exponents[k]);
       const Scaled<float> weight = FromLog(log_probs[k]);
       const double mantissa = number.mantissa * weight.mantissa;
-      const double above = number.exponent + weight.exponent - windows.unit;
+      const double above = number.exponent + weight.exponent - unit;
       if (mantissa != 0) least = fmin(least, above);
       // (What is too large for a double is for ExactChunk, and so is NaN.)
       to[k] += above < 1000 || mantissa == 0 ? mantissa * PowerOfTwo(above) : NAN;

@@ -45,8 +45,8 @@ class Producer {
 #pragma unroll
       for (int p = 0; p < P::kCount; ++p) {
         float x = walk_.HasArc(i, j, arcs_[p]) ? log_probs_of_[n][offsets_[p]] : -INFINITY;
-        // Past the last row a number stays what it is: a 0 would look like an underflow.
-        if (p == P::kLabels && i >= walk_.tiling.frames) x = 0;
+        // Past the last node a number stays what it is: a 0 would look like an underflow.
+        if (p == P::kLabels && i >= RowsWithBlanks(j)) x = 0;
         loaded_.log_probs[n][p] = x;
       }
       log_probs_of_[n] += per_chunk_;
@@ -82,6 +82,11 @@ class Producer {
   __device__ __forceinline__ const Loaded& loaded() const { return loaded_; }
 
  private:
+  // How many rows have blanks of one frame that lead to nodes, or would if there were any. (Forward
+  // the last row has one node, the final one, which only its own arcs may reach.)
+  __device__ __forceinline__ int RowsWithBlanks(int j) const {
+    return walk_.tiling.frames - (walk_.forward & (j < walk_.lattice.extent.labels));
+  }
   // The word that is stored now: the next chunk's has been asked for meanwhile.
   __device__ __forceinline__ const uint64_t* StoredBorder() const {
     return next_border_ - 2 * Borders::kWords;

@@ -54,4 +54,14 @@ struct Slot {
   }
 };
 
+// A block's shared memory.
+template <typename P>
+struct BlockMemory {
+  static constexpr int kSaved = (P::kLabels > 1 ? 2 : 1) * kChunk + 1;
+
+  Slot<P> slots[2];
+  // What the walking warp had on its way when the chunk began, for ExactChunk.
+  double saved[kSaved][kWarp];
+};
+
 }  // namespace mbrnnt::cuda

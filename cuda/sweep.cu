@@ -27,6 +27,9 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // products with weights are normal, and what a left neighbour's unit is too small to bring, by
 // 2^-1023, does not matter here.
 constexpr int kLeastExponent = -750, kMostExponent = 100;
+// Where a chunk's numbers begin: on a trained model's weights a lane ahead of the likely path rises
+// as fast as one behind it falls.
+constexpr int kCentre = -200;
 // But a 0 here is not to be believed where the left neighbour's unit is so much smaller.
 constexpr int kHonestZero = -100;
 
@@ -45,8 +48,7 @@ constexpr double kOfSmallWeight = 0x1p896;
 // A lane that has had nothing yet takes the unit of the nearest one to its left that has. Returns
 // whether all have had something.
 static __device__ __attribute__((noinline)) bool AdoptUnit(bool has_seen, bool bordered,
-                                                           int border_unit, int& unit,
-                                                           int& left_unit) {
+                                                           int border_unit, int& unit) {
   const int lane = threadIdx.x % kWarp;
   const uint32_t seen = __ballot_sync(kAllLanes, has_seen);
   const uint32_t before = seen & (kAllLanes >> (kWarp - 1 - lane));
@@ -56,7 +58,6 @@ static __device__ __attribute__((noinline)) bool AdoptUnit(bool has_seen, bool b
   } else if (bordered) {
     unit = border_unit;
   }
-  left_unit = __shfl_up_sync(kAllLanes, unit, 1);
   return seen == kAllLanes;
 }
 
@@ -64,10 +65,11 @@ template <typename P>
 class Walker {
  public:
   __device__ __forceinline__ Walker(const TileWalk& walk, const SweepPlan& plan,
-                                    const Slot<P> (&slots)[2])
+                                    const BlockMemory<P>& memory, OnTheWay<Scaled<double>>& pending)
       : walk_(walk),
         plan_(plan),
-        slots_(slots),
+        memory_(&memory),
+        pending_(pending),
         lane_(static_cast<int>(threadIdx.x % kWarp)),
         is_column_(walk.ColumnOf(lane_) <= walk.lattice.extent.labels),
         takes_left_(lane_ > 0 && is_column_),
@@ -81,12 +83,9 @@ class Walker {
   }
 
   __device__ __forceinline__ void Chunk(int chunk) {
-    const auto& slot = *slots_.template Behind<const Slot<P>>(slot_);
+    const auto& slot = *memory_.template Behind<const Slot<P>>(slot_);
     const bool bordered = chunk < bordered_chunks_;
-    if (!FastChunk(chunk, slot, bordered)) {
-      ExactChunk(walk_, plan_, chunk, bordered ? slot.border : nullptr);
-      stale_ = rare_ = true;
-    }
+    if (!FastChunk(chunk, slot, bordered)) DoExactly(chunk, bordered ? slot.border : nullptr);
     slot_ = sizeof(Slot<P>) - slot_;
     right_words_ += Borders::kWords;
     numbers_ += kBlock;
@@ -101,7 +100,13 @@ class Walker {
     uint32_t unfit = bordered && written_unit == kOwn;
     const int border_unit = unfit ? 0 : written_unit;
     int honest_zero = is_column_ ? kHonestZero : INT32_MIN;
-    if (rare_) PrepareRarely(chunk, bordered, border_unit, unfit, honest_zero);
+    if (rare_) {
+      PrepareRarely(bordered, border_unit, unfit);
+      Save();
+      AddRest(chunk, honest_zero);
+    } else {
+      Save();
+    }
 
     const bool first = lane_ == 0;
     const int above = (first && bordered ? border_unit : left_unit_) - unit_;
@@ -141,8 +146,8 @@ class Walker {
           __stcg(reinterpret_cast<ulonglong2*>(numbers_ + NodeNumbers::Within(0, k - 1)), two);
         }
         last_number = number;
-        if (k == 4) {  // in the next unit this number is about 1
-          shift = high == 0 ? 0 : static_cast<int>(high >> 20) - 1023;
+        if (k == 4) {  // in the next unit this number is about 2^kCentre
+          shift = high == 0 ? 0 : static_cast<int>(high >> 20) - (1023 + kCentre);
           left_unit = __shfl_up_sync(kAllLanes, unit_ + shift, 1);
         }
       }
@@ -165,14 +170,18 @@ class Walker {
     seen_ |= largest;
     unit_ += shift;
     left_unit_ = left_unit;
-    const double rescale = UnitFactor(-shift);
+    Rescale(shift);
+    return true;
+  }
+
+  __device__ __forceinline__ void Rescale(int shift) {
+    const double factor = UnitFactor(-shift);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
-      blanks_[k] *= rescale;
-      labels_[k] *= rescale;
+      blanks_[k] *= factor;
+      labels_[k] *= factor;
     }
-    sent_ *= rescale;
-    return true;
+    sent_ *= factor;
   }
 
   // Part j of the weights is step k's.
@@ -195,45 +204,88 @@ class Walker {
     }
   }
 
-  // ---- what comes seldom: after ExactChunk, at a tile's begin, with long arcs ----
+  __device__ __forceinline__ void Save() const {
+    auto* const saved = memory_.template Behind<double>(offsetof(BlockMemory<P>, saved)) + lane_;
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) {
+      saved[k * kWarp] = blanks_[k];
+      if (P::kLabels > 1) saved[(kChunk + 1 + k) * kWarp] = labels_[k];
+    }
+    saved[kChunk * kWarp] = sent_;
+  }
 
-  __device__ __forceinline__ void PrepareRarely(int chunk, bool bordered, int border_unit,
-                                                uint32_t& unfit, int& honest_zero) {
-    Windows windows;
-    if (stale_) {
-      const bool fits = PendingWindows(walk_, plan_, chunk, windows);
-      stale_ = !__all_sync(kAllLanes, fits);
-      unfit |= stale_;
+  // ---- what comes seldom: chunks without units, a tile's begin, long arcs ----
+
+  __device__ __forceinline__ void DoExactly(int chunk, const uint64_t* border) {
+    if (!exact_) {
+      const auto* const saved =
+          memory_.template Behind<const double>(offsetof(BlockMemory<P>, saved)) + lane_;
+      const auto take = [&](int n) { return Unpack(BitsOf(saved[n * kWarp]), unit_); };
+#pragma unroll 1
+      for (int k = 0; k < kChunk; ++k) {
+        pending_.Blanks(k) = take(k);
+        pending_.Labels(k) = P::kLabels > 1 ? take(kChunk + 1 + k) : Scaled<double>::Zero();
+      }
+      pending_.Sent() = take(kChunk);
+    }
+    ExactChunk(walk_, plan_, chunk, border, pending_);
+    exact_ = rare_ = true;
+  }
+
+  // Units for numbers that have none yet.
+  __device__ __forceinline__ void PrepareRarely(bool bordered, int border_unit, uint32_t& unfit) {
+    OnTheWay<double> windows;
+    int unit = unit_;  // (Not the member, which is in a register.)
+    if (exact_) {
+      const bool fits = ToOneUnit(pending_.numbers, pending_.kCount, windows.numbers, unit);
+      exact_ = !__all_sync(kAllLanes, fits);
+      unfit |= exact_;
+      double any = windows.Sent();
 #pragma unroll
       for (int k = 0; k < kChunk; ++k) {
-        blanks_[k] = windows.blanks[k];
-        labels_[k] = windows.labels[k];
+        blanks_[k] = windows.Blanks(k);
+        labels_[k] = windows.Labels(k);
+        any += blanks_[k] + labels_[k];
       }
-      sent_ = windows.sent;
-      unit_ = windows.unit;
-      seen_ = windows.alive || !is_column_;
+      sent_ = windows.Sent();
+      seen_ = any > 0 || !is_column_;
+      fresh_ = false;
     }
-    int unit = unit_, left_unit;  // (Not the members, which are in registers.)
-    const bool all_seen = AdoptUnit(seen_ != 0, bordered, border_unit, unit, left_unit);
+    const bool all_seen = AdoptUnit(seen_ != 0, bordered, border_unit, unit);
+    if (fresh_ && seen_ != 0) {  // its first unit was another's
+      fresh_ = false;
+      uint32_t most = static_cast<uint32_t>(__double2hiint(sent_));
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) {
+        most = max(most, static_cast<uint32_t>(__double2hiint(blanks_[k])));
+        most = max(most, static_cast<uint32_t>(__double2hiint(labels_[k])));
+      }
+      const int shift = most == 0 ? 0 : static_cast<int>(most >> 20) - (1023 + kCentre);
+      unit += shift;
+      Rescale(shift);
+    }
     unit_ = unit;
-    left_unit_ = left_unit;
-    // The walk's start, and what is stored.
-    if (plan_.HasLongArcs() || walk_.StartsIn(chunk)) {
-      windows.unit = unit_;
-      if (RestOfWindows(walk_, plan_, chunk, windows) < kHonestZero) honest_zero = INT32_MAX;
-#pragma unroll
-      for (int k = 0; k < kChunk; ++k) {
-        blanks_[k] += windows.blanks[k];
-        if (P::kLabels > 1) labels_[k] += windows.labels[k];
-      }
-    }
+    left_unit_ = __shfl_up_sync(kAllLanes, unit, 1);
     rare_ = !all_seen || plan_.HasLongArcs();
+  }
+
+  // The walk's start, and what arcs bring whose numbers are stored.
+  __device__ __forceinline__ void AddRest(int chunk, int& honest_zero) {
+    if (!plan_.HasLongArcs() && !walk_.StartsIn(chunk)) return;
+    OnTheWay<double> rest;
+    if (RestOfWindows(walk_, plan_, chunk, unit_, rest) < kHonestZero) honest_zero = INT32_MAX;
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) {
+      blanks_[k] += rest.Blanks(k);
+      if (P::kLabels > 1) labels_[k] += rest.Labels(k);
+    }
   }
 
   const TileWalk& walk_;
   const SweepPlan& plan_;
-  const ptx::SharedAddress slots_;
-  unsigned slot_ = 0;  // the next one's, in bytes
+  const ptx::SharedAddress memory_;
+  OnTheWay<Scaled<double>>& pending_;  // in a thread's memory, where the walker is not
+  unsigned slot_ = 0;                  // the next one's, in bytes
   const int lane_;
   const bool is_column_;   // the lane's: not beyond the last one, where nothing ever comes
   const bool takes_left_;  // from a lane, where the first one has a border
@@ -247,14 +299,16 @@ class Walker {
   double blanks_[kChunk] = {}, labels_[kChunk] = {}, sent_ = 0;
   int unit_ = 0, left_unit_ = 0;  // the lane's unit and its left neighbour's
   uint32_t seen_;                 // not 0: there was a number, or never will be one
-  bool stale_ = false;            // what is on its way is not here, but to be found out
+  bool fresh_ = true;             // the lane's unit is still another's
+  bool exact_ = false;            // what is on its way is not here, but in pending_
   bool rare_ = true;              // there is something to prepare
 };
 
 template <typename P>
 __device__ __forceinline__ void Walk(const TileWalk& walk, const SweepPlan& plan, int chunks,
-                                     const Slot<P> (&slots)[2]) {
-  Walker<P> walker(walk, plan, slots);
+                                     const BlockMemory<P>& memory) {
+  OnTheWay<Scaled<double>> pending;
+  Walker<P> walker(walk, plan, memory, pending);
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
     ptx::SyncBlock();
@@ -266,7 +320,7 @@ template <typename P>
 __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
     SweepKernel(const __grid_constant__ LatticeStage<float> s,
                 const __grid_constant__ SweepPlan plan) {
-  __shared__ Slot<P> slots[2];
+  __shared__ BlockMemory<P> memory;
   __shared__ uint32_t taken;
   const SweepStore store(s);
   const auto walks = static_cast<uint32_t>(s.batch.size * (s.posteriors ? 2 : 1));
@@ -304,11 +358,11 @@ __global__ void __launch_bounds__(P::kThreads, P::kCount > 5 ? 1 : 3)
   const bool forward = walk_number < s.batch.size;
   const int walking_lane = static_cast<int>(threadIdx.x) - kWarp;  // in the second warp
   if (0 <= walking_lane && walking_lane < kWarp) {
-    Walk<P>(walk(forward), plan, chunks, slots);
+    Walk<P>(walk(forward), plan, chunks, memory);
   } else if (forward) {
-    Produce<P>(walk(true), plan, chunks, slots);
+    Produce<P>(walk(true), plan, chunks, memory.slots);
   } else {
-    Produce<P>(walk(false), plan, chunks, slots);
+    Produce<P>(walk(false), plan, chunks, memory.slots);
   }
   // The final node.
   const int lane = labels % kWarp, step = frames + lane;

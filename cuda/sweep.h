@@ -59,6 +59,7 @@ struct SweepPlan {
   // Arcs by kind, a bit for each: those of the planes, and longer ones.
   uint32_t blanks, labels, long_blanks, long_labels;
 
+  MBRNNT_HD uint32_t ShortArcs() const { return (blanks | labels) & ~(long_blanks | long_labels); }
   MBRNNT_HD bool HasLongArcs() const { return (long_blanks | long_labels) != 0; }
 };
 
