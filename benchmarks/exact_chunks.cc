@@ -48,8 +48,11 @@ extern "C" int exact_chunks(int64_t batch, int64_t frames, int64_t columns,
                             const int32_t* logit_lengths, const int32_t* label_lengths,
                             int32_t num_arcs, const int32_t* arcs, const float* arc_log_probs,
                             float* losses, float* posteriors, double exact_takes, Counts* counts) {
-  LatticeStage<float> stage{
-      {batch, frames, columns, logit_lengths, label_lengths}, {}, arc_log_probs, losses, posteriors};
+  LatticeStage<float> stage{{batch, frames, columns, logit_lengths, label_lengths},
+                            {},
+                            arc_log_probs,
+                            losses,
+                            posteriors};
   stage.table.size = num_arcs;
   for (int a = 0; a < num_arcs; ++a) stage.table.arcs[a] = {arcs[2 * a], arcs[2 * a + 1]};
   std::vector<double> workspace(

@@ -12,6 +12,7 @@ import datetime
 import functools
 import pathlib
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,11 +25,11 @@ from numpy.typing import NDArray
 from jax_mbrnnt import Arc, multiblank_arcs, rnnt_arcs, tdt_arcs
 from sass import commit, table
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
 
 import cases
 import simt_module
+from simt_module import ROOT
 
 Weights = NDArray[np.float32]
 MULTIBLANK = multiblank_arcs((2, 4, 8))
@@ -55,9 +56,7 @@ class Lattices(NamedTuple):
     def load(cls, path: pathlib.Path) -> "Lattices":
         file = np.load(path)
         arcs = [Arc(int(duration), bool(emits)) for duration, emits in file["arcs"]]
-        return cls(
-            file["arc_log_probs"], arcs, file["logit_lengths"], file["label_lengths"]
-        )
+        return cls(file["arc_log_probs"], arcs, file["logit_lengths"], file["label_lengths"])
 
     def outside(self) -> float:
         """The share of weights that no chunk may have but an exact one (cuda/sweep.cu)."""
@@ -135,17 +134,16 @@ def recipes() -> Iterator[tuple[str, Recipe]]:
 
     for shape in (MEDIUM, LONG):
         for classes in (1024, 5000):
-            yield f"untrained, V = {classes}", of(
-                MULTIBLANK, untrained, classes, shape, MULTIBLANK
-            )
+            yield f"untrained, V = {classes}", of(MULTIBLANK, untrained, classes, shape, MULTIBLANK)
     for name, arcs in {"RNN-T": rnnt_arcs(), "multi-blank": MULTIBLANK, "TDT 0 to 8": TDT}.items():
         if arcs is not MULTIBLANK:
             yield f"untrained, V = 1024, {name}", of(arcs, untrained, 1024, MEDIUM, arcs)
         for others in (8, 16, 30, 60):
             yield f"certain, others e^-{others}, {name}", of(arcs, certain, others, MEDIUM, arcs)
     for others in (8, 16, 30, 60):
-        yield f"certain, others e^-{others}, multi-blank", of(
-            MULTIBLANK, certain, others, LONG, MULTIBLANK
+        yield (
+            f"certain, others e^-{others}, multi-blank",
+            of(MULTIBLANK, certain, others, LONG, MULTIBLANK),
         )
     for by in (-np.inf, -1e4, -1e9):
         yield f"{by:g} at every blank of 8 frames", of(MULTIBLANK, masked, by, longest_blank)
@@ -166,7 +164,7 @@ def library() -> ctypes.CDLL:
     objects = simt_module.compile_all(sources, build, "-O2", "-fvisibility=default")
     target = build / "exact_chunks.so"
     command = [simt_module.compiler(), "-shared", "-pthread", *objects, "-o", target]
-    simt_module.subprocess.run(command, check=True)
+    subprocess.run(command, check=True)
     return ctypes.CDLL(str(target))
 
 
@@ -239,15 +237,26 @@ def row(name: str, lattices: Lattices) -> list[object]:
 HEAD = ["arcs", "B x T x U+1", "outside", "chunks", "exact", "", "time", "loss", "posteriors"]
 
 
+LEGEND = """\
+outside: the share of weights that no fast chunk may have. exact: chunks of both directions that
+ExactChunk did. time: of the longest way through the tiles, which is 1 where no chunk is exact, when
+an exact one takes {} times as long. Then the largest errors of a loss (relative above 1) and of a
+posterior."""
+
+
 def report(files: Iterable[pathlib.Path], only: str) -> Iterator[str]:
-    yield f"$ python {' '.join(sys.argv)}, {datetime.date.today()}, commit {commit()}"
+    command = ["benchmarks/exact_chunks.py", *sys.argv[1:]]
+    yield f"$ python {' '.join(command)}, {datetime.date.today()}, commit {commit()}"
     yield ""
-    yield "outside: the share of weights that no fast chunk may have. exact: chunks of both directions"
-    yield "that ExactChunk did. time: of the longest way through the tiles, which is 1 where no chunk is"
-    yield f"exact, when an exact one takes {EXACT_TAKES} times as long. Then the largest errors of a loss (relative"
-    yield "above 1) and of a posterior."
+    yield from LEGEND.format(EXACT_TAKES).splitlines()
     yield ""
-    named = [*recipes(), *((f"{file.parent.name}, {file.stem}", functools.partial(Lattices.load, file)) for file in files)]
+    named = [
+        *recipes(),
+        *(
+            (f"{file.parent.name}, {file.stem}", functools.partial(Lattices.load, file))
+            for file in files
+        ),
+    ]
     yield from table(HEAD, (row(name, make()) for name, make in named if re.search(only, name)))
 
 

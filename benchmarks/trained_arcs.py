@@ -1,9 +1,9 @@
-"""Arc log-probabilities of the example's recognisers, before and after training, for exact_chunks.py.
+"""Arc log-probabilities of the example's recognisers, before and after training.
 
     python benchmarks/trained_arcs.py DIR [--quick] [--synthetic] [--recordings RECORDINGS]
 
-Writes `DIR/MODEL-untrained.npz` and `DIR/MODEL-trained.npz` of utterances that were not trained
-on. Needs what examples/spoken_words/ needs.
+For `exact_chunks.py`. Writes `DIR/MODEL-untrained.npz` and `DIR/MODEL-trained.npz` of utterances
+that were not trained on. Needs what examples/spoken_words/ needs.
 """
 
 import argparse
@@ -62,9 +62,7 @@ def main() -> None:
     recordings = train.choose_recordings(options, recipe)
     training_set, test_set = train.make_sets(options.seed, recordings, recipe)
     buckets, unseen = make_buckets(training_set, recipe.buckets), make_bucket(test_set[:UTTERANCES])
-    big_blanks = MultiblankRNNT(
-        big_blank_durations=recipe.big_blank_durations, sigma=recipe.sigma
-    )
+    big_blanks = MultiblankRNNT(big_blank_durations=recipe.big_blank_durations, sigma=recipe.sigma)
     for name, transducer in {"rnnt": MultiblankRNNT(), "multiblank": big_blanks}.items():
         untrained = Recogniser(recipe, transducer, rngs=nnx.Rngs(options.seed))
         write(arguments.directory / f"{name}-untrained.npz", untrained, unseen.whole())
