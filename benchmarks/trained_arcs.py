@@ -1,0 +1,84 @@
+"""Arc log-probabilities of the example's recognisers, before and after training.
+
+    python benchmarks/trained_arcs.py DIR [--quick] [--synthetic] [--recordings RECORDINGS]
+
+For `exact_chunks.py`. Writes `DIR/MODEL-untrained.npz` and `DIR/MODEL-trained.npz` of utterances
+that were not trained on. Needs what examples/spoken_words/ needs.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+from flax import nnx
+
+from jax_mbrnnt import MultiblankRNNT
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples" / "spoken_words"))
+
+import devices
+import train
+from features import Batch, make_bucket, make_buckets
+from model import Recogniser
+from recipe import FULL, QUICK
+
+UTTERANCES = 8
+
+
+@nnx.jit
+def arc_log_probs(recogniser: Recogniser, batch: Batch):
+    """`[B, T, U + 1, A]` as the loss of a train step has them, and the lengths `[B]` in T."""
+    logits, lengths = recogniser(batch)
+    operands = logits, batch.labels, lengths, batch.label_lengths
+    return recogniser.transducer.arc_log_probs(*operands), lengths
+
+
+def write(path: pathlib.Path, recogniser: Recogniser, batch: Batch) -> None:
+    weights, lengths = map(np.asarray, arc_log_probs(recogniser, batch))
+    np.savez_compressed(
+        path,
+        arc_log_probs=weights,
+        arcs=np.asarray(recogniser.transducer.arcs, np.int32),
+        logit_lengths=lengths,
+        label_lengths=batch.label_lengths,
+    )
+    print(path, weights.shape, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--synthetic", action="store_true")
+    parser.add_argument("--recordings", type=pathlib.Path, default=train.DEBIAN_DIRECTORY)
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+
+    mesh = devices.make_mesh(1, None, None, None)  # before anything starts the backend
+    recipe = QUICK if arguments.quick else FULL
+    options = train.Options(recordings=arguments.recordings, synthetic=arguments.synthetic)
+    recordings = train.choose_recordings(options, recipe)
+    training_set, test_set = train.make_sets(options.seed, recordings, recipe)
+    buckets, unseen = make_buckets(training_set, recipe.buckets), make_bucket(test_set[:UTTERANCES])
+    big_blanks = MultiblankRNNT(big_blank_durations=recipe.big_blank_durations, sigma=recipe.sigma)
+    for name, transducer in {"rnnt": MultiblankRNNT(), "multiblank": big_blanks}.items():
+        untrained = Recogniser(recipe, transducer, rngs=nnx.Rngs(options.seed))
+        write(arguments.directory / f"{name}-untrained.npz", untrained, unseen.whole())
+        with tempfile.TemporaryDirectory() as checkpoints:
+            trained, losses = train.train(
+                recipe,
+                transducer,
+                buckets,
+                options.seed,
+                pathlib.Path(checkpoints),
+                mesh,
+                lambda step, loss: None,
+            )
+        print(f"{name}: {losses[0]:.2f} -> {losses[-1]:.3f} nats a character", flush=True)
+        write(arguments.directory / f"{name}-trained.npz", trained, unseen.whole())
+
+
+if __name__ == "__main__":
+    main()
