@@ -251,7 +251,6 @@ class Walker {
       seen_ = any > 0 || !is_column_;
       fresh_ = false;
     }
-    const bool all_seen = AdoptUnit(seen_ != 0, bordered, border_unit, unit);
     if (fresh_ && seen_ != 0) {  // its first unit was another's
       fresh_ = false;
       uint32_t most = static_cast<uint32_t>(__double2hiint(sent_));
@@ -264,6 +263,7 @@ class Walker {
       unit += shift;
       Rescale(shift);
     }
+    const bool all_seen = AdoptUnit(seen_ != 0, bordered, border_unit, unit);
     unit_ = unit;
     left_unit_ = __shfl_up_sync(kAllLanes, unit, 1);
     rare_ = !all_seen || plan_.HasLongArcs();
