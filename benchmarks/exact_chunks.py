@@ -36,7 +36,7 @@ MULTIBLANK = multiblank_arcs((2, 4, 8))
 TDT = tdt_arcs(range(9))
 MEDIUM, LONG = (400, 101), (1500, 301)  # T, U+1
 SIGMA = 0.05
-EXACT_TAKES = 70  # times a fast chunk, by the model in NOTES.md for multi-blank's arcs
+EXACT_TAKES = 60  # times a fast chunk, by the model in NOTES.md for multi-blank's arcs
 
 
 class Lattices(NamedTuple):

@@ -1,5 +1,6 @@
 // The sweep with an exponent for each number: for the chunks that do not fit into units (see
-// sweep.cu), at ten to twenty times their price. Memory of a thread, not registers.
+// sweep.cu), at sixty times their price by the model: a thread's memory, not registers, and one
+// sum after the other.
 #pragma once
 
 #include "cuda/ptx.h"

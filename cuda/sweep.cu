@@ -14,8 +14,8 @@
 //
 // Numbers are doubles in a unit of 2^unit, which each lane has for itself and changes once a
 // chunk: so a product with a weight and its sum are one instruction, and 2^-750 to 2^100 is room
-// for a dozen steps of 1e-18 each. A chunk that leaves it, or has a weight that is no normal
-// float, or was sent numbers that fit into no unit, is done by ExactChunk.
+// for a dozen steps by e^23 each, up or down. A chunk that leaves it, or has a weight that is no
+// normal float, or was sent numbers that fit into no unit, is done by ExactChunk.
 #include "cuda/producer.h"
 
 namespace mbrnnt::cuda {
@@ -29,7 +29,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kLeastExponent = -750, kMostExponent = 100;
 // Where a chunk's numbers begin: on a trained model's weights a lane ahead of the likely path rises
 // as fast as one behind it falls.
-constexpr int kCentre = -200;
+constexpr int kCentre = -330;
 // But a 0 here is not to be believed where the left neighbour's unit is so much smaller.
 constexpr int kHonestZero = -100;
 
