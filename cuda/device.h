@@ -1,4 +1,4 @@
-// What all kernels share: the size of a warp, and launching.
+// What all kernels share: a warp, and launching.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,6 +11,7 @@
 namespace mbrnnt::cuda {
 
 inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct Grid {
   dim3 blocks;

@@ -14,13 +14,14 @@ template <typename T>
 struct ByDiagonals {
   DiagonalNumbers<T> alphas, betas;
 
-  MBRNNT_HD ByDiagonals(const LatticeStage<T>& s, const Extent&, int64_t b)
+  MBRNNT_HD ByDiagonals(const LatticeStage<T>& s, const BasicExtent<int32_t>&, int64_t b)
       : alphas(s, b), betas(s, s.batch.size + b) {}
 };
 struct ByTiles {
   TileNumbers alphas, betas;
 
-  __device__ __forceinline__ ByTiles(const LatticeStage<float>& s, const Extent& extent, int64_t b)
+  __device__ __forceinline__ ByTiles(const LatticeStage<float>& s,
+                                     const BasicExtent<int32_t>& extent, int64_t b)
       : alphas(s, extent, b, true), betas(s, extent, s.batch.size + b, false) {}
 };
 
@@ -51,21 +52,16 @@ __global__ void __launch_bounds__(kFramesAtOnce<T>* kWarp)
     const auto t = static_cast<int32_t>(group * kFrames) + warp;
     const auto u = static_cast<int32_t>(first) + lane;
     if (t >= s.batch.max_frames) continue;
-    const Extent extent = s.batch.ExtentOf(b);
-    const Lattice<T, int32_t> lattice{
-        {static_cast<int32_t>(extent.frames), static_cast<int32_t>(extent.labels), extent.valid},
-        s.batch.columns,
-        s.table,
-        s.arc_log_probs + b * s.batch.NodesPerUtterance() * num_arcs};
+    const Lattice<T, int32_t> lattice = s.template LatticeOf<int32_t>(b);
     if (lattice.extent.Contains(t, u)) {
-      const Numbers numbers(s, extent, b);
+      const Numbers numbers(s, lattice.extent, b);
       const Scaled<T> likelihood = s.likelihoods[b];
       const Scaled<T> share = AlphaShare(numbers.alphas(t, u), likelihood);
       for (int a = 0; a < num_arcs; ++a) {
         own[a] = PosteriorOfShare(share, ArcBeta(lattice, numbers.betas, t, u, a), likelihood);
       }
     } else {
-      for (int a = 0; a < num_arcs; ++a) own[a] = extent.valid ? T(0) : T(NAN);
+      for (int a = 0; a < num_arcs; ++a) own[a] = lattice.extent.valid ? T(0) : T(NAN);
     }
     __syncwarp();
     const int64_t columns = s.batch.columns - first < kWarp ? s.batch.columns - first : kWarp;

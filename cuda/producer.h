@@ -1,9 +1,9 @@
 // The sweep's warps that bring what the walking one needs, a chunk ahead.
 #pragma once
 
-#include "cuda/exact_chunk.h"
 #include "cuda/ptx.h"
 #include "cuda/slot.h"
+#include "cuda/tile_walk.h"
 
 namespace mbrnnt::cuda {
 
@@ -72,7 +72,7 @@ class Producer {
         slot.At(p, LaneOf(n), StepOf()) = Exponential<float>::Of(x);
       }
     }
-    exact = __any_sync(0xffffffffu, exact);
+    exact = __any_sync(kAllLanes, exact);
     if (thread_ % kWarp == 0) slot.exact[thread_ / kWarp] = exact;
     if (!brings_border) return;
     // The tile to the left is a block that has begun.

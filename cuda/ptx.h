@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "lattice/number.h"
 
@@ -43,20 +44,17 @@ __device__ __forceinline__ uint32_t MaxOfPairs<Float16>(uint32_t a, uint32_t b) 
 
 // x, which the compiler does not know how to compute any more: what is computed once for many rows
 // stays in a register, where it would be computed for each of them anew.
-__device__ __forceinline__ unsigned Kept(unsigned x) {
-  asm("" : "+r"(x));
-  return x;
-}
-__device__ __forceinline__ int Kept(int x) {
-  asm("" : "+r"(x));
-  return x;
-}
-__device__ __forceinline__ float Kept(float x) {
-  asm("" : "+f"(x));
-  return x;
-}
-__device__ __forceinline__ double Kept(double x) {
-  asm("" : "+d"(x));
+template <typename T>
+__device__ __forceinline__ T Kept(T x) {
+  if constexpr (std::is_same_v<T, float>) {
+    asm("" : "+f"(x));
+  } else if constexpr (std::is_same_v<T, double>) {
+    asm("" : "+d"(x));
+  } else if constexpr (sizeof(T) == 4) {
+    asm("" : "+r"(x));
+  } else {
+    asm("" : "+l"(x));
+  }
   return x;
 }
 
@@ -66,9 +64,7 @@ template <typename T>
 class GlobalAddress {
  public:
   __device__ __forceinline__ explicit GlobalAddress(T* pointer)
-      : address_(__cvta_generic_to_global(pointer)) {
-    asm("" : "+l"(address_));
-  }
+      : address_(Kept(uint64_t{__cvta_generic_to_global(pointer)})) {}
   // `count` times `bytes` behind it. Written in C++, it takes two instructions more.
   __device__ __forceinline__ T* Behind(unsigned count, unsigned bytes) const {
     uint64_t address;
@@ -100,9 +96,6 @@ __device__ __forceinline__ uint64_t LoadRelaxed(const uint64_t* p) {
   uint64_t x;
   asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(x) : "l"(p));
   return x;
-}
-__device__ __forceinline__ void LoadRelaxed2(const uint64_t* p, uint64_t& a, uint64_t& b) {
-  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(p));
 }
 __device__ __forceinline__ void StoreRelaxed(uint64_t* p, uint64_t x) {
   asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(p), "l"(x));

@@ -25,10 +25,10 @@ struct LaneGroup {
 
   static __device__ __forceinline__ LaneGroup OfThisThread() {
     const unsigned in_warp = threadIdx.x % kWarp, lane = ptx::Kept(in_warp % kLanes);
-    return {lane, (0xffffffffu >> (kWarp - kLanes)) << (in_warp - lane)};
+    return {lane, (kAllLanes >> (kWarp - kLanes)) << (in_warp - lane)};
   }
   // A constant where it can be one: the compiler need not gather the lanes then.
-  __device__ __forceinline__ unsigned Mask() const { return kLanes == kWarp ? 0xffffffffu : mask; }
+  __device__ __forceinline__ unsigned Mask() const { return kLanes == kWarp ? kAllLanes : mask; }
 
   template <typename T>
   __device__ __forceinline__ T Sum(T x) const {

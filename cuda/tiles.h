@@ -52,20 +52,19 @@ __device__ __forceinline__ uint64_t PackOwn(Scaled<double> x) {
                                 : 0x7fffffffu;  // without a sign: see kUnwritten
   return uint64_t{mantissa} << 32 | __float_as_uint(static_cast<float>(x.exponent));
 }
+template <typename T>
+__device__ __forceinline__ Scaled<T> UnpackOwn(uint64_t bits) {
+  return {T{__uint_as_float(static_cast<uint32_t>(bits >> 32))},
+          T{__uint_as_float(static_cast<uint32_t>(bits))}};
+}
 __device__ __forceinline__ Scaled<double> Unpack(uint64_t bits, int32_t exponent) {
-  if (exponent == kOwn) {
-    return {double{__uint_as_float(static_cast<uint32_t>(bits >> 32))},
-            double{__uint_as_float(static_cast<uint32_t>(bits))}};
-  }
+  if (exponent == kOwn) return UnpackOwn<double>(bits);
   return Normalized(Scaled<double>{DoubleOf(bits), static_cast<double>(exponent)});
 }
 
 // The same rounded to floats, by integers: a GPU's conversions are slow.
 __device__ __forceinline__ Scaled<float> UnpackRounded(uint64_t bits, int32_t exponent) {
-  if (exponent == kOwn) {
-    return {__uint_as_float(static_cast<uint32_t>(bits >> 32)),
-            __uint_as_float(static_cast<uint32_t>(bits))};
-  }
+  if (exponent == kOwn) return UnpackOwn<float>(bits);
   if (bits == 0) return Scaled<float>::Zero();
   const uint64_t rounded = bits + (uint64_t{1} << 28);
   const auto fraction = static_cast<uint32_t>(rounded >> 29) & 0x7fffffu;
@@ -153,11 +152,12 @@ class SweepStore {
 // A walk's numbers by frame and label, as the law asks for them.
 class TileNumbers {
  public:
-  __device__ __forceinline__ TileNumbers(const LatticeStage<float>& s, const Extent& extent,
-                                         int64_t walk, bool forward)
+  __device__ __forceinline__ TileNumbers(const LatticeStage<float>& s,
+                                         const BasicExtent<int32_t>& extent, int64_t walk,
+                                         bool forward)
       : numbers_(SweepStore(s).Numbers(walk)),
         tiling_(Tiling::Of(extent.frames, extent.labels + 1)),
-        labels_(static_cast<int32_t>(extent.labels)),
+        labels_(extent.labels),
         forward_(forward) {}
 
   __device__ __forceinline__ Scaled<float> operator()(int32_t t, int32_t u) const {

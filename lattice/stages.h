@@ -36,8 +36,12 @@ struct LatticeStage {
   Scaled<T>* likelihoods = nullptr;  // [B]
   T* workspace = nullptr;            // what a room keeps of the nodes, as its Workspace says
 
-  MBRNNT_HD Lattice<T> LatticeOf(int64_t b) const {
-    return {batch.ExtentOf(b), batch.columns, table,
+  template <typename Index = int64_t>
+  MBRNNT_HD Lattice<T, Index> LatticeOf(int64_t b) const {
+    const Extent extent = batch.ExtentOf(b);
+    return {{static_cast<Index>(extent.frames), static_cast<Index>(extent.labels), extent.valid},
+            batch.columns,
+            table,
             arc_log_probs + b * batch.NodesPerUtterance() * table.size};
   }
 };

@@ -29,17 +29,15 @@ def _rows(quick):
             }
 
 
+def _case(name, dtype, shape, **rest):
+    return {"name": f"{name} {dtype}", "dtype": dtype, "shape": shape, **rest}
+
+
 def _pipelines():
     for j, dtype in enumerate(DTYPES):
 
         def case(name, shape, durations, dtype=dtype, **rest):
-            return {
-                "name": f"{name} {dtype}",
-                "dtype": dtype,
-                "shape": shape,
-                "durations": durations,
-                **rest,
-            }
+            return _case(name, dtype, shape, durations=durations, **rest)
 
         V = (1030, 1500, 2051, 515)[j]
         yield case("long rows", (1, 2, 3, V), BIG_BLANKS[j], in_place=j % 2 == 0, offset=j)
@@ -67,13 +65,7 @@ def _lattices():
     for dtype in ("f32", "f64"):
 
         def case(name, shape, table, dtype=dtype, **rest):
-            return {
-                "name": f"{name} {dtype}",
-                "dtype": dtype,
-                "shape": shape,
-                "table": table,
-                **rest,
-            }
+            return _case(name, dtype, shape, table=table, **rest)
 
         for i, d in enumerate(BIG_BLANKS):
             yield case(f"sweep {len(d)} big", (3, 21, 37), _table(d))
