@@ -152,7 +152,7 @@ SABOTAGE = {
         "producer.Store(loaded, slots[0])",
     ),
     "barrier before a chunk": (
-        "sweep.cu",
+        "walker.h",
         "    ptx::SyncBlock();\n    walker.Chunk(chunk);\n",
         "    walker.Chunk(chunk);\n    ptx::SyncBlock();\n",
     ),
