@@ -25,9 +25,9 @@ SOURCES = sorted(ROOT.glob("cuda/*.cu"))
 V = 1024  # of the rows whose instructions are counted, all of whose packs are aligned
 WARP, PACK_BYTES, PACKS_A_ROUND = 32, 16, 4
 # Kernels where nearly all of the time goes: the first of rows of logits, the second of the lattice.
-ROW_KERNEL = r"(ArcLogProbs|LogitGradients|Gradient)Kernel<(?!double\b).*"
+ROW_KERNEL = r"(ArcLogProbs|LogitGradients)Kernel<(?!double\b).*"
 DOUBLES, FLOATS = "DFMA|DMUL|DADD", "FFMA|FMUL|FADD"
-SWEEP_KERNEL = r"SweepKernel<(?!double, -1).*"
+SWEEP_KERNEL = r"SweepKernel<.*"
 FEW_LANES = r".*, 8\b.*"  # of rows that are too short for a warp
 STEPS_A_ROUND = 8  # of the loop of a sweep, if it has so many shuffles; otherwise one
 
