@@ -130,17 +130,32 @@ struct Block {
   }
 };
 
-inline ArcClasses DecodeArcClasses(ffi::Span<const int32_t> classes, int64_t num_classes,
-                                   Checker& check) {
-  ArcClasses decoded{};
-  check.Require(classes.size() >= 1 && classes.size() <= kMaxArcs, "number of arcs out of range");
-  check.Require(num_classes < int64_t{1} << 31, "more classes than a label can name");
-  if (!check.ok()) return decoded;
-  for (int32_t v : classes) {
-    check.Require(v == kNextLabel || (v >= 0 && v < num_classes), "arc class outside [0, V)");
-    decoded.classes[decoded.size++] = v;
+// `classes` holds, head after head, what each arc reads of it.
+inline Emission DecodeEmission(ffi::Span<const int64_t> sizes, ffi::Span<const int32_t> classes,
+                               int64_t row_size, Checker& check) {
+  Emission emission{};
+  check.Require(sizes.size() >= 1 && sizes.size() <= kMaxHeads, "number of heads out of range");
+  if (!check.ok()) return emission;
+  emission.num_heads = static_cast<int32_t>(sizes.size());
+  const size_t num_arcs = classes.size() / sizes.size();
+  check.Require(num_arcs >= 1 && num_arcs <= kMaxArcs && num_arcs * sizes.size() == classes.size(),
+                "number of arcs out of range");
+  check.Require(row_size < int64_t{1} << 31, "more classes than a label can name");
+  if (!check.ok()) return emission;
+  emission.num_arcs = static_cast<int32_t>(num_arcs);
+  for (int h = 0; h < emission.num_heads; ++h) {
+    emission.sizes[h] = sizes.begin()[h];
+    check.Require(emission.sizes[h] >= 1, "a head without classes");
+    for (size_t a = 0; a < num_arcs; ++a) {
+      const int32_t v = classes.begin()[h * num_arcs + a];
+      check.Require(v == kNothing || (v == kNextLabel && h == 0) ||
+                        (v >= 0 && v < emission.sizes[h]),
+                    "an arc reads a class outside of its head");
+      emission.classes[h][a] = v;
+    }
   }
-  return decoded;
+  check.Require(emission.RowSize() == row_size, "logits: the heads do not make up the last axis");
+  return emission;
 }
 
 inline ArcTable DecodeArcTable(ffi::Span<const int32_t> durations, ffi::Span<const int32_t> emits,
@@ -168,31 +183,36 @@ auto BindArcLogProbs(Binding binding) {
       .template Arg<ffi::AnyBuffer>()  // labels
       .template Arg<ffi::AnyBuffer>()  // logit_lengths
       .template Arg<ffi::AnyBuffer>()  // label_lengths
+      .template Arg<ffi::AnyBuffer>()  // sigmas
       .template Ret<ffi::AnyBuffer>()  // arc_log_probs
       .template Ret<ffi::AnyBuffer>()  // log_normalizers
-      .template Attr<ffi::Span<const int32_t>>("arc_classes")
-      .template Attr<double>("sigma");
+      .template Attr<ffi::Span<const int64_t>>("head_sizes")
+      .template Attr<ffi::Span<const int32_t>>("classes");
 }
 
 template <typename Run>
 ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
                              ffi::AnyBuffer logit_lengths, ffi::AnyBuffer label_lengths,
-                             ffi::Result<ffi::AnyBuffer> arc_log_probs,
+                             ffi::AnyBuffer sigmas, ffi::Result<ffi::AnyBuffer> arc_log_probs,
                              ffi::Result<ffi::AnyBuffer> log_normalizers,
-                             ffi::Span<const int32_t> classes, double sigma, Run&& run) {
+                             ffi::Span<const int64_t> head_sizes,
+                             ffi::Span<const int32_t> classes, Run&& run) {
   return SwitchLogits(logits.element_type(), [&](auto tag) {
     using L = typename decltype(tag)::type;
     using T = Real<L>;
     Checker check;
     const Block block = Block::Of(logits, check);
     const Batch batch = block.WithLengths(logit_lengths, label_lengths, check);
-    const ArcClasses arc_classes = DecodeArcClasses(classes, block.last, check);
+    const Emission emission = DecodeEmission(head_sizes, classes, block.last, check);
     check.Expect("labels", labels, ffi::DataType::S32, block.With({block.columns - 1}));
-    check.Expect("arc_log_probs", *arc_log_probs, RealDataType<T>(), block.Nodes(arc_classes.size));
-    check.Expect("log_normalizers", *log_normalizers, RealDataType<T>(), block.Nodes(2));
+    check.Expect("sigmas", sigmas, RealDataType<T>(), block.batch_dims);
+    check.Expect("arc_log_probs", *arc_log_probs, RealDataType<T>(),
+                 block.Nodes(emission.num_arcs));
+    check.Expect("log_normalizers", *log_normalizers, RealDataType<T>(),
+                 block.Nodes(2 * emission.num_heads));
     if (!check.ok()) return check.error();
-    return run(ArcLogProbsStage<L>{batch, block.last, arc_classes, static_cast<T>(sigma),
-                                   Data<const L>(logits), Data<const int32_t>(labels),
+    return run(ArcLogProbsStage<L>{batch, emission, Data<const L>(logits),
+                                   Data<const int32_t>(labels), Data<const T>(sigmas),
                                    Data<T>(*arc_log_probs),
                                    Data<LogNormalizer<T>>(*log_normalizers)});
   });
@@ -258,41 +278,46 @@ auto BindLogitGradients(Binding binding) {
       .template Arg<ffi::AnyBuffer>()  // label_lengths
       .template Arg<ffi::AnyBuffer>()  // log_normalizers
       .template Arg<ffi::AnyBuffer>()  // posteriors
+      .template Arg<ffi::AnyBuffer>()  // label_weights
+      .template Arg<ffi::AnyBuffer>()  // clamps
       .template Arg<ffi::AnyBuffer>()  // cotangents
       .template Ret<ffi::AnyBuffer>()  // logit_gradients
-      .template Attr<ffi::Span<const int32_t>>("arc_classes")
-      .template Attr<double>("fastemit_lambda")
-      .template Attr<double>("clamp");
+      .template Attr<ffi::Span<const int64_t>>("head_sizes")
+      .template Attr<ffi::Span<const int32_t>>("classes")
+      .template Attr<bool>("clamped");
 }
 
 template <typename Run>
 ffi::Error DecodeLogitGradients(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
                                 ffi::AnyBuffer logit_lengths, ffi::AnyBuffer label_lengths,
                                 ffi::AnyBuffer log_normalizers, ffi::AnyBuffer posteriors,
+                                ffi::AnyBuffer label_weights, ffi::AnyBuffer clamps,
                                 ffi::AnyBuffer cotangents,
                                 ffi::Result<ffi::AnyBuffer> logit_gradients,
-                                ffi::Span<const int32_t> classes, double fastemit_lambda,
-                                double clamp, Run&& run) {
+                                ffi::Span<const int64_t> head_sizes,
+                                ffi::Span<const int32_t> classes, bool clamped, Run&& run) {
   return SwitchLogits(logits.element_type(), [&](auto tag) {
     using L = typename decltype(tag)::type;
     using T = Real<L>;
     Checker check;
     const Block block = Block::Of(logits, check);
     const Batch batch = block.WithLengths(logit_lengths, label_lengths, check);
-    const ArcClasses arc_classes = DecodeArcClasses(classes, block.last, check);
+    const Emission emission = DecodeEmission(head_sizes, classes, block.last, check);
     check.Expect("labels", labels, ffi::DataType::S32, block.With({block.columns - 1}));
-    check.Expect("log_normalizers", log_normalizers, RealDataType<T>(), block.Nodes(2));
-    check.Expect("posteriors", posteriors, RealDataType<T>(), block.Nodes(arc_classes.size));
+    check.Expect("log_normalizers", log_normalizers, RealDataType<T>(),
+                 block.Nodes(2 * emission.num_heads));
+    check.Expect("posteriors", posteriors, RealDataType<T>(), block.Nodes(emission.num_arcs));
+    check.Expect("label_weights", label_weights, RealDataType<T>(), block.batch_dims);
+    check.Expect("clamps", clamps, RealDataType<T>(), block.batch_dims);
     check.Expect("cotangents", cotangents, RealDataType<T>(), block.batch_dims);
     check.Expect("logit_gradients", *logit_gradients, logits.element_type(),
                  block.Nodes(block.last));
     if (!check.ok()) return check.error();
     return run(LogitGradientsStage<L>{
-        batch, block.last, arc_classes,
-        GradientRule<T>{static_cast<T>(1 + fastemit_lambda), static_cast<T>(clamp)},
-        Data<const L>(logits), Data<const int32_t>(labels),
+        batch, emission, clamped, Data<const L>(logits), Data<const int32_t>(labels),
         Data<const LogNormalizer<T>>(log_normalizers), Data<const T>(posteriors),
-        Data<const T>(cotangents), Data<L>(*logit_gradients)});
+        Data<const T>(label_weights), Data<const T>(clamps), Data<const T>(cotangents),
+        Data<L>(*logit_gradients)});
   });
 }
 

@@ -12,23 +12,30 @@
 
 namespace mbrnnt {
 
-// Class that an arc reads: a fixed one for a blank, the next label for kNextLabel.
-inline constexpr int32_t kNextLabel = -1;
-// Why an arc reads no class: no label is left, or the label is outside [0, V).
-inline constexpr int64_t kNoLabelLeft = -1, kNoSuchClass = -2;
+// What an arc reads of a head: a class by its number within the head, or one of these. The next
+// label is a class of the first head.
+inline constexpr int32_t kNextLabel = -1, kNothing = -2;
+// Why an arc that reads a label has no class: none is left, or it is outside [0, the head's size).
+inline constexpr int64_t kNoLabelLeft = -3, kNoSuchClass = -4;
+inline constexpr int kMaxHeads = 2;
 
-struct ArcClasses {
-  int32_t size;
-  int32_t classes[kMaxArcs];
+// How a row of scores becomes arc log-probabilities: it is split into heads, one behind the other
+// and each with its own log-softmax, of which an arc reads at most one class each. The
+// log-probability of an arc is the sum of what it reads.
+struct Emission {
+  int32_t num_arcs, num_heads;
+  int64_t sizes[kMaxHeads];                // of the heads
+  int32_t classes[kMaxHeads][kMaxArcs];
 
-  MBRNNT_HD bool IsLabel(int a) const { return classes[a] == kNextLabel; }
-  // What arc a reads in column u of an utterance with these labels.
-  MBRNNT_HD int64_t ClassAt(int a, const int32_t* labels, int64_t u, int64_t num_labels,
-                            int64_t num_classes) const {
-    if (!IsLabel(a)) return classes[a];
+  MBRNNT_HD int64_t RowSize() const { return num_heads == 1 ? sizes[0] : sizes[0] + sizes[1]; }
+  MBRNNT_HD bool IsLabel(int a) const { return classes[0][a] == kNextLabel; }
+  // What arc a reads of the first head in column u of an utterance with these labels; of the others
+  // it is known for all columns.
+  MBRNNT_HD int64_t TokenAt(int a, const int32_t* labels, int64_t u, int64_t num_labels) const {
+    if (!IsLabel(a)) return classes[0][a];
     if (u >= num_labels) return kNoLabelLeft;
     const int64_t v = labels[u];
-    return v >= 0 && v < num_classes ? v : kNoSuchClass;
+    return v >= 0 && v < sizes[0] ? v : kNoSuchClass;
   }
 };
 
@@ -58,31 +65,37 @@ MBRNNT_HD T LogSum(T sum_of_exp) {
   return sum_of_exp == T{} ? T{} : log_sum;
 }
 
-// Of an arc that reads this logit of a row.
 template <typename T>
-MBRNNT_HD T ArcLogProb(T logit, LogNormalizer<T> normalizer, T sigma) {
-  return (logit - normalizer.shift) - normalizer.log_sum - sigma;
+MBRNNT_HD T LogProb(T logit, LogNormalizer<T> normalizer) {
+  return (logit - normalizer.shift) - normalizer.log_sum;
 }
-// Of an arc that reads class v of a row.
+// Of arc a, which reads `token` of the first head of a row. The normalizers are those of the heads.
 template <typename L>
-MBRNNT_HD Real<L> ArcLogProb(const L* logits, int64_t v, LogNormalizer<Real<L>> normalizer,
-                             Real<L> sigma) {
+MBRNNT_HD Real<L> ArcLogProb(const Emission& emission, int a, int64_t token, const L* logits,
+                             const LogNormalizer<Real<L>>* normalizers, Real<L> sigma) {
   using T = Real<L>;
-  if (v < 0) return v == kNoLabelLeft ? -T(INFINITY) : T(NAN);
-  return ArcLogProb(ToReal(logits[v]), normalizer, sigma);
+  if (token == kNoLabelLeft) return -T(INFINITY);
+  if (token == kNoSuchClass) return T(NAN);
+  T sum = token == kNothing ? T(0) : LogProb(ToReal(logits[token]), normalizers[0]);
+  if (emission.num_heads > 1) {
+    const int32_t v = emission.classes[1][a];
+    if (v != kNothing) sum += LogProb(ToReal(logits[emission.sizes[0] + v]), normalizers[1]);
+  }
+  return sum - sigma;
 }
 
-// How arc posteriors become logit gradients.
+// How arc posteriors become logit gradients, in each head by those of the arcs that read it. A head
+// that no arc reads, or no path's arc, is not looked at: its gradient is 0.
 template <typename T>
 struct GradientRule {
-  T label_weight;  // 1 + fastemit_lambda: weighs the label arcs' posteriors
+  T label_weight;  // 1 + fastemit_lambda: weighs the label arcs' posteriors, in the first head alone
   T clamp;         // 0: none
 
   MBRNNT_HD T Weigh(T posterior, bool is_label) const {
     return is_label ? label_weight * posterior : posterior;
   }
-  // What turns exp(logit - shift) into its probability times the occupancy, the sum of all arcs'
-  // weighed posteriors: one number for a row.
+  // What turns exp(logit - shift) into its probability times the occupancy, the sum of the head's
+  // weighed posteriors: one number for a head of a row.
   static MBRNNT_HD T Factor(T occupancy, LogNormalizer<T> normalizer) {
     return occupancy * Exp(-normalizer.log_sum);
   }

@@ -1,6 +1,6 @@
 // What a stage is asked to do, in plain pointers: `ffi/` fills these in from
-// XLA's buffers, `cpu/` and `cuda/` carry them out. Row-major and dense; B, T,
-// U+1, V and A as in Batch, the logits' last axis and the arc table.
+// XLA's buffers, `cpu/` and `cuda/` carry them out. Row-major and dense; B, T and U+1 as in Batch,
+// V the logits' last axis (all heads' classes), H the heads, A the arcs.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +15,12 @@ namespace mbrnnt {
 template <typename L>
 struct ArcLogProbsStage {
   Batch batch;
-  int64_t num_classes;  // V
-  ArcClasses arc_classes;
-  Real<L> sigma;
+  Emission emission;
   const L* logits;                          // [B, T, U+1, V]
   const int32_t* labels;                    // [B, U]
+  const Real<L>* sigmas;                    // [B]
   Real<L>* arc_log_probs;                   // [B, T, U+1, A]
-  LogNormalizer<Real<L>>* log_normalizers;  // [B, T, U+1]
+  LogNormalizer<Real<L>>* log_normalizers;  // [B, T, U+1, H]
 };
 
 // Arc log-probabilities -> losses and, unless `posteriors` is null, the arcs'
@@ -50,15 +49,20 @@ struct LatticeStage {
 template <typename L>
 struct LogitGradientsStage {
   Batch batch;
-  int64_t num_classes;
-  ArcClasses arc_classes;
-  GradientRule<Real<L>> rule;
+  Emission emission;
+  bool clamped;  // if not, all clamps are 0, and a room need not look at them
   const L* logits;
   const int32_t* labels;
   const LogNormalizer<Real<L>>* log_normalizers;
   const Real<L>* posteriors;
-  const Real<L>* cotangents;  // [B]
-  L* logit_gradients;         // [B, T, U+1, V]
+  const Real<L>* label_weights;  // [B], as in GradientRule
+  const Real<L>* clamps;         // [B], likewise
+  const Real<L>* cotangents;     // [B]
+  L* logit_gradients;            // [B, T, U+1, V]
+
+  MBRNNT_HD GradientRule<Real<L>> RuleOf(int64_t b) const {
+    return {label_weights[b], clamped ? clamps[b] : Real<L>(0)};
+  }
 };
 
 }  // namespace mbrnnt
