@@ -7,8 +7,10 @@ into errors where the caller has asked for it.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,7 @@ from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jax_mbrnnt._mesh import zeros_of_batch
-from jax_mbrnnt._spec import as_integer
-
-Implementation = Literal["ffi", "xla"] | None
+from jax_mbrnnt.arcs import Emission, as_integer
 
 IMPLEMENTATIONS = (None, "ffi", "xla")
 _REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -35,14 +35,18 @@ class Utterances(NamedTuple):
     label_lengths: Any  # [batch_dims...] or None
 
     def settled(
-        self, like: jax.Array, num_batch: int, shape: Sequence[int], blanks: Sequence[int] = ()
+        self,
+        like: jax.Array,
+        num_batch: int,
+        num_frames: int,
+        columns: int,
+        blanks: Sequence[int] = (),
     ) -> Utterances:
         """As the stages take them: int32, lengths filled in, no class (-1) for a label of `blanks`.
 
         Called under `jit`. On a mesh in explicit mode the lengths become sharded as the batch dims
-        of `like` are, if they are not. The shape ends with T, U+1 and one more axis.
+        of `like` are, if they are not.
         """
-        *_, num_frames, columns, _ = shape
         of_each = zeros_of_batch(like, num_batch, jnp.int32)
 
         def lengths(given: Any, full: int) -> jax.Array:
@@ -72,7 +76,8 @@ def widened(x: Any, xp: Any = jnp) -> Any:
 
 
 def _is_blank(labels: Any, blanks: Sequence[int]) -> Any:
-    return (labels >= min(blanks)) & (labels <= max(blanks))  # neighbours all of them
+    """Of `widened` labels."""
+    return functools.reduce(operator.or_, (labels == blank for blank in blanks))
 
 
 def as_array(x: ArrayLike) -> jax.Array:
@@ -176,10 +181,13 @@ def check_utterances(
     labels: ArrayLike | None,
     logit_lengths: ArrayLike | None,
     label_lengths: ArrayLike | None,
-    blanks: Sequence[int] = (),
+    emission: Emission | None = None,
 ) -> Utterances:
-    """Checks the integer operands against `nodes` `[batch_dims..., T, U+1, last]`."""
-    *batch, num_frames, columns, num_classes = nodes.shape
+    """Checks the integer operands against `nodes` `[batch_dims..., T, U+1, last]`.
+
+    There are labels if and only if there is an emission, which says what may be one.
+    """
+    *batch, num_frames, columns, _ = nodes.shape
     batch_dims = tuple(batch)
     match = f" to match {nodes_name} {nodes.shape}"
     integers = None if labels is None else _as_integers("labels", labels)
@@ -192,8 +200,8 @@ def check_utterances(
         check_lengths("label_lengths", label_lengths, batch_dims, columns - 1, match),
     )
     known = _known(integers, utterances.label_lengths)
-    if integers is not None and known:
-        for rule in _label_rules(known[0], known[1], num_classes, blanks, np):
+    if emission is not None and known:
+        for rule in _label_rules(known[0], known[1], emission, np):
             _raise_if_bad(rule)
     return utterances._replace(labels=_without_wrapping(integers))
 
@@ -276,7 +284,7 @@ def _length_rule(name: str, lengths: Any, full: int, xp: Any) -> _Rule:
 
 
 def _label_rules(
-    labels: Any, label_lengths: Any, num_classes: int, blanks: Sequence[int], xp: Any
+    labels: Any, label_lengths: Any, emission: Emission, xp: Any
 ) -> list[_Rule]:
     values = widened(labels, xp)
     counts = np.ones(labels.shape, bool)  # not those behind an utterance's labels
@@ -285,12 +293,14 @@ def _label_rules(
         place = place.reshape(*[1] * (labels.ndim - 1), -1)
         counts = place < widened(label_lengths, xp)[..., None]
 
+    num_classes = emission.num_labels
     outside = counts & ((values < 0) | (values >= num_classes))
     classes = f"expected a value in [0, {num_classes}) (V = {num_classes} classes)"
     rules = [_Rule("labels", labels, outside, classes)]
-    if blanks:
-        no_blank = f"expected none of the blanks' classes {tuple(blanks)}"
-        rules.append(_Rule("labels", labels, counts & _is_blank(values, blanks), no_blank))
+    if emission.blanks:
+        no_blank = f"expected none of the blanks' classes {emission.blanks}"
+        is_blank = counts & _is_blank(values, emission.blanks)
+        rules.append(_Rule("labels", labels, is_blank, no_blank))
     return rules
 
 
@@ -311,10 +321,9 @@ def _raise_if_bad(rule: _Rule) -> None:
 
 
 def check_under_checkify(
-    utterances: Utterances, shape: tuple[Any, ...], blanks: Sequence[int]
+    utterances: Utterances, num_frames: int, columns: int, emission: Emission
 ) -> None:
     """The same errors from inside a function that runs under `checkify.checkify`."""
-    *_, num_frames, columns, num_classes = shape
     labels, *lengths = utterances
     rules = [
         _length_rule(name, x, full, jnp)
@@ -323,7 +332,7 @@ def check_under_checkify(
         )
         if x is not None
     ]
-    for rule in [*rules, *_label_rules(labels, lengths[1], num_classes, blanks, jnp)]:
+    for rule in [*rules, *_label_rules(labels, lengths[1], emission, jnp)]:
         if rule.bad.size == 0:
             continue
         first = jnp.argmax(rule.bad.ravel())

@@ -11,7 +11,7 @@ import jax
 
 # Versioned: two releases of the package may be loaded beside each other in one runtime.
 TARGETS = {
-    name: f"jax_mbrnnt_v2_{name}"
+    name: f"jax_mbrnnt_v3_{name}"
     for name in ("arc_log_probs", "lattice", "lattice_score", "logit_gradients")
 }
 

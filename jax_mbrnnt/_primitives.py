@@ -24,8 +24,8 @@ from jax.sharding import PartitionSpec
 
 from jax_mbrnnt import _ffi, _reference
 from jax_mbrnnt._mesh import on_each_device, unify_varying
-from jax_mbrnnt._reference import Stages
-from jax_mbrnnt._spec import Arc
+from jax_mbrnnt._stages import Stages
+from jax_mbrnnt.arcs import Arc, Emission
 
 Aval = Any  # jax.core.ShapedArray has no public name in every supported version
 CORE_RANK = 3  # of every stage's first operand: T, U+1 and one more axis
@@ -225,15 +225,20 @@ def _stage(
 # ---- the stages ------------------------------------------------------------------------
 
 
-def _arc_log_probs_avals(
-    logits: Aval, *_: Aval, arc_classes: tuple[int, ...], **__: Any
-) -> list[Aval]:
+def _arc_log_probs_avals(logits: Aval, *_: Aval, emission: Emission, **__: Any) -> list[Aval]:
     num_frames, columns, _ = logits.shape[-CORE_RANK:]
     real = _reference.real_dtype(logits.dtype)
     return [
-        _result(logits, (num_frames, columns, len(arc_classes)), real),
-        _result(logits, (num_frames, columns, 2), real),
+        _result(logits, (num_frames, columns, len(emission.reads)), real),
+        _result(logits, (num_frames, columns, 2 * len(emission.heads)), real),
     ]
+
+
+def _emission_attributes(emission: Emission) -> dict[str, Any]:
+    return {
+        "head_sizes": np.asarray(emission.heads, np.int64),
+        "classes": np.asarray(emission.reads, np.int32).T.ravel(),  # head after head
+    }
 
 
 def _lattice_avals(arc_log_probs: Aval, *_: Aval, **__: Any) -> list[Aval]:
@@ -263,10 +268,7 @@ _arc_log_probs = _stage(
     "arc_log_probs",
     _arc_log_probs_avals,
     _reference.arc_log_probs,
-    lambda arc_classes, sigma: {
-        "arc_classes": np.asarray(arc_classes, np.int32),
-        "sigma": np.float64(sigma),
-    },
+    _emission_attributes,
 )
 
 _lattice = _stage(
@@ -290,11 +292,7 @@ _logit_gradients = _stage(
     "logit_gradients",
     lambda logits, *_, **__: [_result(logits, logits.shape[-CORE_RANK:], logits.dtype)],
     lambda *operands, **params: [_reference.logit_gradients(*operands, **params)],
-    lambda arc_classes, fastemit_lambda, clamp: {
-        "arc_classes": np.asarray(arc_classes, np.int32),
-        "fastemit_lambda": np.float64(fastemit_lambda),
-        "clamp": np.float64(clamp),
-    },
+    lambda emission, clamped: {**_emission_attributes(emission), "clamped": np.bool_(clamped)},
     aliases={0: 0},  # the gradient overwrites logits that die here
     # XLA's CPU compiler copies logits that are the caller's or a product's before they may be
     # overwritten, and a copy costs more than it saves.

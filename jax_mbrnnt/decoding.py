@@ -1,7 +1,7 @@
 """Greedy decoding that skips frames as the model asks for it.
 
-A big blank says that nothing is spoken for the next few frames, so the joint need not be evaluated
-there: that is what a multi-blank transducer is trained for. The saving survives batching only if no
+A big blank, or a duration, says that nothing more is spoken for the next few frames, so the joint
+need not be evaluated there: that is what a multi-blank transducer or TDT is trained for. The saving survives batching only if no
 utterance waits for another one, so every utterance keeps its own place in time here: one iteration
 of the loop evaluates the joint once for the whole batch, each utterance at its own frame.
 
@@ -9,8 +9,9 @@ Nothing in this module knows how the logits are made. The joint and the predicti
 functions, and the state of the prediction network is any pytree.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import operator
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,9 @@ from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks
 from jax_mbrnnt._program import run
-from jax_mbrnnt._spec import as_integer, blank_classes, validate_durations
+from jax_mbrnnt._stages import Plan
+from jax_mbrnnt.arcs import NEXT_LABEL, NOTHING, Emission, as_integer
+from jax_mbrnnt.transducers import Transducer
 
 PyTree = Any
 Joint = Callable[[jax.Array, PyTree], jax.Array]
@@ -37,6 +40,8 @@ class GreedyDecoding(NamedTuple):
       labels: `[B, max_labels]` int32, the label classes; -1 from `label_lengths` on.
       label_lengths: `[B]` int32, how many labels were emitted.
       frames: `[B, max_labels]` int32, the frame at which each label was emitted; -1 as in `labels`.
+      durations: `[B, max_labels]` int32, the frames that each label was said to take, 0 where they
+        take none; -1 as in `labels`.
       log_probs: `[B]` float32, the sum of the log-probabilities of the arcs taken, without any
         logit under-normalisation. NaN if a NaN or a +inf was among the logits on the way, or if the
         utterance's length was out of range.
@@ -47,8 +52,68 @@ class GreedyDecoding(NamedTuple):
     labels: jax.Array
     label_lengths: jax.Array
     frames: jax.Array
+    durations: jax.Array
     log_probs: jax.Array
     joint_evaluations: jax.Array
+
+
+class _Head(NamedTuple):
+    """What it means that a class of this head is the most probable one."""
+
+    start: int  # where in the row it stands
+    durations: np.ndarray  # [size] frames, 0 where the class leaves them open
+    is_blank: np.ndarray  # [size] whether blanks alone read the class
+    read_by: tuple[bool, bool]  # whether blanks do, and whether labels do
+
+
+def _heads(plan: Plan) -> list[_Head]:
+    heads = []
+    for h, size in enumerate(plan.emission.heads):
+        reads = [of_arc[h] for of_arc in plan.emission.reads]
+        durations, is_blank = np.zeros(size, np.int32), np.zeros(size, bool)
+        for v in range(size):
+            read = v if v in reads else NEXT_LABEL
+            arcs = [arc for arc, r in zip(plan.arcs, reads, strict=True) if r == read]
+            if len({arc.duration for arc in arcs}) == 1:
+                durations[v] = arcs[0].duration
+            is_blank[v] = bool(arcs) and not any(arc.emits for arc in arcs)
+        read_by = tuple(
+            any(
+                r != NOTHING and arc.emits == emits
+                for arc, r in zip(plan.arcs, reads, strict=True)
+            )
+            for emits in (False, True)
+        )
+        heads.append(_Head(sum(plan.emission.heads[:h]), durations, is_blank, read_by))
+    return heads
+
+
+class _Step(NamedTuple):
+    """The most probable arc, each head by its own maximum."""
+
+    label: jax.Array  # [B], the class of the first head
+    is_blank: jax.Array  # [B]
+    duration: jax.Array  # [B]
+    log_prob: jax.Array  # [B]
+
+    @classmethod
+    def of(cls, logits: jax.Array, heads: list[_Head]) -> "_Step":
+        rows = [lax.slice_in_dim(logits, h.start, h.start + h.durations.size, axis=1) for h in heads]
+        best = [jnp.argmax(row, axis=-1).astype(jnp.int32) for row in rows]
+        chosen = list(zip(heads, best, strict=True))
+        is_blank = reduce(operator.or_, (jnp.asarray(h.is_blank)[v] for h, v in chosen))
+        duration = reduce(jnp.maximum, (jnp.asarray(h.durations)[v] for h, v in chosen))
+        # What an arc of this kind does not read does not count.
+        log_probs = (
+            jnp.where(jnp.where(is_blank, *h.read_by), _max_log_prob(row), 0.0)
+            for h, row in zip(heads, rows, strict=True)
+        )
+        return cls(
+            label=best[0],
+            is_blank=is_blank,
+            duration=jnp.where(is_blank, jnp.maximum(duration, 1), duration),
+            log_prob=reduce(operator.add, log_probs),
+        )
 
 
 class _Place(NamedTuple):
@@ -62,30 +127,30 @@ class _Place(NamedTuple):
 
 
 def greedy_decode(
+    transducer: Transducer,
     joint: Joint,
     predict: Predict,
     encoded: ArrayLike,
     logit_lengths: ArrayLike | None = None,
     *,
     initial_state: PyTree,
-    blank_id: int = -1,
-    big_blank_durations: Sequence[int] = (),
     start_label: int | None = None,
     max_symbols_per_frame: int = 10,
     max_labels: int | None = None,
 ) -> GreedyDecoding:
     """Decodes a batch of utterances, at every node along the most probable arc.
 
-    The standard blank moves an utterance on by one frame, a big blank by its duration (beyond the
-    last frame it ends the utterance), and a label stays at the frame. No utterance waits for
-    another: the joint is evaluated as often as the slowest utterance needs it. Without big blanks
-    this is greedy decoding of an RNN-Transducer.
+    An arc moves an utterance on by its duration, beyond the last frame to the end; by none it stays
+    at the frame. Each head of the scores decides by its own maximum: of TDT one the token and one
+    the duration, where a blank moves by one frame if the duration is 0. No utterance waits for
+    another: the joint is evaluated as often as the slowest utterance needs it.
 
     The functions are traced at every call, and called eagerly the search is compiled anew each
     time: decode under your own `jax.jit`, with the parameters as arguments of the jitted function;
     `joint` and `predict` may close over them. `jax.vmap` and batch-sharded inputs work too.
 
     Args:
+      transducer: what the scores mean, a `MultiblankRNNT` or a `TDT`, say.
       joint: `(encoded_frame [B, H...], prediction) -> logits [B, V]`, where `encoded_frame` holds
         one frame of every utterance. Unnormalised logits and log-probabilities are both fine.
       predict: `(labels [B] int32, state) -> (prediction, state)`, both pytrees of `[B, ...]`
@@ -95,14 +160,11 @@ def greedy_decode(
       encoded: `[B, T, H...]`, the output of the encoder.
       logit_lengths: `[B]` integers, the valid frames of each utterance; all of them if None.
       initial_state: the prediction network's state before `start_label`; `()` if it has none.
-      blank_id: class of the standard blank; negative values count from the last class.
-      big_blank_durations: the frames each big blank covers, all at least 2. Big blank `i` is class
-        `blank_id - 1 - i`.
-      start_label: the label that starts every utterance, a class in [0, V); that of the standard
-        blank if None.
-      max_symbols_per_frame: after so many labels at one frame the utterance goes on to the next
-        frame, without a further evaluation of the joint and at no cost in log-probability. Every
-        jump restarts the count.
+      start_label: the label that starts every utterance, a class of the first head; that of the
+        standard blank if None.
+      max_symbols_per_frame: after so many labels of duration 0 at one frame the utterance goes on
+        to the next frame, without a further evaluation of the joint and at no cost in
+        log-probability. Every jump restarts the count.
       max_labels: an utterance ends when it has emitted this many labels. If None,
         `T * max_symbols_per_frame`, which no utterance can exceed.
 
@@ -114,29 +176,34 @@ def greedy_decode(
         floating-point.
       ValueError: an argument has a wrong shape or value, or the logits of `joint` are not `[B, V]`.
 
-    Source: Xu et al., "Multi-blank Transducers for Speech Recognition", arXiv 2211.03541.
+    Source: Xu et al., "Multi-blank Transducers for Speech Recognition", arXiv 2211.03541, and for
+    TDT arXiv 2304.06795, by the rules of NeMo's batched decoders.
 
     Example:
       A joint that adds two tables, and a prediction network that knows the last label alone:
 
       >>> import jax, jax.numpy as jnp
-      >>> from jax_mbrnnt import greedy_decode
+      >>> from jax_mbrnnt import MultiblankRNNT, greedy_decode
+      >>> transducer = MultiblankRNNT(big_blank_durations=(2, 4))
       >>> table = jax.random.normal(jax.random.key(0), (6, 6))
       >>> @jax.jit
       ... def decode(table, encoded, logit_lengths):
       ...     return greedy_decode(
+      ...         transducer,
       ...         lambda frame, prediction: frame + prediction,
       ...         lambda labels, state: (table[labels], state),
       ...         encoded,
       ...         logit_lengths,
       ...         initial_state=(),
-      ...         big_blank_durations=(2, 4),
       ...     )
       >>> encoded = jax.random.normal(jax.random.key(1), (2, 50, 6))
       >>> decoding = decode(table, encoded, jnp.array([50, 30]))
       >>> hypothesis = decoding.labels[0, : decoding.label_lengths[0]]
     """
-    big_blank_durations = validate_durations(big_blank_durations)
+    if not isinstance(transducer, Transducer):
+        raise TypeError(
+            f"transducer: expected a Transducer, as MultiblankRNNT or TDT are, got {transducer!r}"
+        )
     encoded = _checks.as_array(encoded)
     if encoded.ndim < 3:
         hint = "; a batch of one utterance is encoded[None]" if encoded.ndim == 2 else ""
@@ -159,10 +226,9 @@ def greedy_decode(
         )
     search = partial(
         _search,
+        transducer,
         joint,
         predict,
-        blank_id=blank_id,
-        big_blank_durations=big_blank_durations,
         start_label=start_label,
         max_symbols_per_frame=min(max_symbols_per_frame, _INT32_MAX),
         max_labels=max_labels,
@@ -171,14 +237,13 @@ def greedy_decode(
 
 
 def _search(
+    transducer: Transducer,
     joint: Joint,
     predict: Predict,
     encoded: jax.Array,
     lengths: jax.Array | None,
     initial_state: PyTree,
     *,
-    blank_id: int,
-    big_blank_durations: tuple[int, ...],
     start_label: int | None,
     max_symbols_per_frame: int,
     max_labels: int,
@@ -188,11 +253,9 @@ def _search(
     if frames == 0:  # Nothing is decoded, but the loop still needs a frame to be compiled with.
         encoded = jnp.zeros((batch, 1, *encoded.shape[2:]), encoded.dtype)
 
-    vocabulary = _check_functions(joint, predict, encoded, initial_state)
-    blanks = blank_classes(blank_id, big_blank_durations, vocabulary)
-    class_durations = np.zeros(vocabulary, np.int32)
-    class_durations[list(blanks)] = (1, *big_blank_durations)
-    start = blanks[0] if start_label is None else _check_start_label(start_label, vocabulary)
+    plan = transducer.plan(_check_functions(joint, predict, encoded, initial_state))
+    heads = _heads(plan)
+    start = _start_label(start_label, plan.emission)
 
     def unfinished(search: _Place) -> jax.Array:
         return (search.frame < lengths) & (search.decoding.label_lengths < max_labels)
@@ -201,17 +264,16 @@ def _search(
         active = unfinished(search)
         found = search.decoding
         logits = joint(_at(encoded, search.frame), search.prediction)
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        duration = jnp.asarray(class_durations)[best]
+        step = _Step.of(logits, heads)
 
-        emits = active & (duration == 0)
-        symbols = jnp.where(emits, search.symbols + 1, 0)
+        emits = active & ~step.is_blank
+        symbols = jnp.where(emits & (step.duration == 0), search.symbols + 1, 0)
         is_full = symbols == max_symbols_per_frame
-        jump = jnp.where(is_full, 1, duration)
+        jump = jnp.where(is_full, 1, step.duration)
 
         # Outside the buffer nothing is written: that is where the others put what they have.
         place = jnp.where(emits, found.label_lengths, max_labels)
-        prediction, state = predict(jnp.where(emits, best, start), search.state)
+        prediction, state = predict(jnp.where(emits, step.label, start), search.state)
         return _Place(
             # To the end at most: a sum of any two numbers of frames might overflow.
             frame=search.frame + jnp.where(active, jnp.minimum(jump, lengths - search.frame), 0),
@@ -219,10 +281,11 @@ def _search(
             prediction=_select(emits, prediction, search.prediction),
             state=_select(emits, state, search.state),
             decoding=GreedyDecoding(
-                labels=_put(found.labels, place, best),
+                labels=_put(found.labels, place, step.label),
                 label_lengths=found.label_lengths + emits.astype(jnp.int32),
                 frames=_put(found.frames, place, search.frame),
-                log_probs=found.log_probs + jnp.where(active, _max_log_prob(logits), 0.0),
+                durations=_put(found.durations, place, step.duration),
+                log_probs=found.log_probs + jnp.where(active, step.log_prob, 0.0),
                 joint_evaluations=found.joint_evaluations + active.astype(jnp.int32),
             ),
         )
@@ -243,6 +306,7 @@ def _search(
             labels=nothing,
             label_lengths=zeros,
             frames=nothing,
+            durations=nothing,
             log_probs=jnp.where(in_range, 0.0, jnp.nan).astype(jnp.float32),
             joint_evaluations=zeros,
         ),
@@ -260,14 +324,20 @@ def _lengths_in_range(lengths: jax.Array | None, encoded: jax.Array) -> tuple[ja
     return jnp.where(in_range, lengths, 0), in_range
 
 
-def _check_start_label(start_label: Any, vocabulary: int) -> Any:
-    if isinstance(start_label, jax.core.Tracer):  # as a language's, say
-        return start_label.astype(jnp.int32)
-    start = as_integer("start_label", start_label)
-    if not 0 <= start < vocabulary:
+def _start_label(given: Any, emission: Emission) -> Any:
+    if isinstance(given, jax.core.Tracer):  # as a language's, say
+        return given.astype(jnp.int32)
+    if given is None:
+        if not emission.blanks:
+            raise ValueError(
+                "start_label: expected a class of the first head, which has no blank to stand for "
+                "it, got None"
+            )
+        return emission.blanks[0]
+    start, classes = as_integer("start_label", given), emission.num_labels
+    if not 0 <= start < classes:
         raise ValueError(
-            f"start_label: expected a class in [0, {vocabulary}) (V = {vocabulary} classes), "
-            f"got {start}"
+            f"start_label: expected a class in [0, {classes}) (V = {classes} classes), got {start}"
         )
     return start
 

@@ -88,7 +88,8 @@ MBRNNT_HD Real<L> ArcLogProb(const Emission& emission, int a, int64_t token, con
 // that no arc reads, or no path's arc, is not looked at: its gradient is 0.
 template <typename T>
 struct GradientRule {
-  T label_weight;  // 1 + fastemit_lambda: weighs the label arcs' posteriors, in the first head alone
+  // Both in the first head alone.
+  T label_weight;  // 1 + fastemit_lambda: weighs the label arcs' posteriors
   T clamp;         // 0: none
 
   MBRNNT_HD T Weigh(T posterior, bool is_label) const {
