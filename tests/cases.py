@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from jax_mbrnnt import Arc, MultiblankRNNT, arc_posteriors, lattice_loss, multiblank_rnnt_loss
+from jax_mbrnnt import TDT, Arc, MultiblankRNNT, Transducer, arc_posteriors, lattice_loss
 
 Array = NDArray[Any]
 Implementation = Literal["ffi", "xla"]
@@ -65,22 +65,23 @@ def jitted(function: Callable[..., Any], implementation: Implementation | None) 
     return jax.jit(function, compiler_options=options)
 
 
+def criterion(**options: Any) -> Transducer:
+    """The transducer that has these options: those with durations are TDT's."""
+    return TDT(**options) if "durations" in options else MultiblankRNNT(**options)
+
+
 @functools.cache
-def _compiled(function: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> Any:
+def _compiled(function: Callable[..., Any], implementation: Implementation | None) -> Any:
     def run(case: Case, cotangents: Any) -> Any:
-        losses, pullback = jax.vjp(
-            lambda logits: function(logits, *case[1:], **dict(options)), case.logits
-        )
+        losses, pullback = jax.vjp(lambda logits: function(logits, *case[1:]), case.logits)
         return losses, pullback(cotangents.astype(losses.dtype))[0]
 
-    return jitted(run, dict(options).get("implementation"))
+    return jitted(run, implementation)
 
 
 def losses_and_gradients(
     case: Case,
     cotangents: ArrayLike | None = None,
-    *,
-    function: Callable[..., Any] = multiblank_rnnt_loss,
     **options: Any,
 ) -> tuple[Array, Array]:
     """Losses and their pullback (of ones) to the logits, in one jitted call.
@@ -89,15 +90,15 @@ def losses_and_gradients(
     """
     if cotangents is None:
         cotangents = np.ones(case.logits.shape[:-3])
-    run = _compiled(function, tuple(sorted(options.items())))
+    run = _compiled(criterion(**options), options.get("implementation"))
     losses, gradients = run(case, np.asarray(cotangents, np.float64))
     return np.asarray(losses), np.asarray(gradients)
 
 
 @functools.cache
 def compiled(method: str, **options: Any) -> Any:
-    """A jitted method of `MultiblankRNNT(**options)`."""
-    return jitted(getattr(MultiblankRNNT(**options), method), options.get("implementation"))
+    """A jitted method of `criterion(**options)`."""
+    return jitted(getattr(criterion(**options), method), options.get("implementation"))
 
 
 @functools.cache

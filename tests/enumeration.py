@@ -53,49 +53,85 @@ def log_softmax(logits: Floats) -> Floats:
     return logits - np.where(np.isinf(normalizer), 0.0, normalizer)
 
 
+LABEL = -1  # in the place of a class: the next label
+
+
+def table(
+    num_scores: int,
+    *,
+    blank_id: int = -1,
+    big_blank_durations: Sequence[int] = (),
+    durations: Sequence[int] = (),
+) -> tuple[list[Arc], list[slice], list[list[int]]]:
+    """The arcs, where in a row each head stands, and the classes that each arc reads of them.
+
+    TDT if there are durations, otherwise multi-blank.
+    """
+    num_tokens = num_scores - len(durations)
+    blank = blank_id % num_tokens
+    if not durations:
+        arcs = [(0, True), (1, False), *((duration, False) for duration in big_blank_durations)]
+        reads = [[LABEL], *([blank - i] for i in range(len(arcs) - 1))]
+        return arcs, [slice(0, num_tokens)], reads
+    arcs = [(duration, emits) for emits in (True, False) for duration in durations]
+    arcs = [(duration, emits) for duration, emits in arcs if emits or duration > 0]
+    reads = [[LABEL if emits else blank, list(durations).index(d)] for d, emits in arcs]
+    return arcs, [slice(0, num_tokens), slice(num_tokens, num_scores)], reads
+
+
 def transducer(
     logits: Floats,
     labels: Sequence[int],
     T: int,
     U: int,
     *,
-    blank_id: int = -1,
-    big_blank_durations: Sequence[int] = (),
     sigma: float = 0.0,
     fastemit_lambda: float = 0.0,
     clamp: float = 0.0,
+    **options: Any,
 ) -> tuple[float, Floats]:
-    """Multi-blank loss of one utterance and its gradient, `[T_padded, U_padded+1, V]`.
+    """Loss of one utterance and its gradient, `[T_padded, U_padded+1, V]`.
 
     NaN, both of them, for a label that is a blank.
     """
-    blank = blank_id % logits.shape[-1]
-    arcs = [(0, True), (1, False), *((duration, False) for duration in big_blank_durations)]
-    blanks = [blank - i for i in range(len(arcs) - 1)]
-    if T > 0 and set(labels[:U]) & set(blanks):
+    arcs, heads, reads = table(logits.shape[-1], **options)
+    blanks = {of_arc[0] for of_arc in reads if of_arc[0] != LABEL}
+    if T > 0 and set(labels[:U]) & blanks:
         gradient = np.zeros(logits.shape)
         gradient[:T, : U + 1] = np.nan
         return np.nan, gradient
-    # The class of every arc that leaves a node on row u.
-    classes = [{0: labels[u]} if u < U else {} for u in range(U + 1)]
-    for row in classes:
-        row.update(enumerate(blanks, start=1))
 
     log_probs = np.full(logits.shape, -np.inf)
-    log_probs[:T, : U + 1] = log_softmax(logits[:T, : U + 1])
+    for head in heads:
+        log_probs[:T, : U + 1, head] = log_softmax(logits[:T, : U + 1, head])
+    # Where in its row each arc that leaves a node on row u reads.
+    places = [
+        [
+            [head.start + (labels[u] if v == LABEL else v) for head, v in zip(heads, of_arc, strict=True)]
+            if u < U or of_arc[0] != LABEL
+            else None
+            for of_arc in reads
+        ]
+        for u in range(U + 1)
+    ]
     arc_log_probs = np.full((*logits.shape[:2], len(arcs)), -np.inf)
-    for u, row in enumerate(classes):
-        for arc, v in row.items():
-            arc_log_probs[:, u, arc] = log_probs[:, u, v] - sigma
+    for u, of_arcs in enumerate(places):
+        for arc, read in enumerate(of_arcs):
+            if read is not None:
+                arc_log_probs[:, u, arc] = log_probs[:, u, read].sum(-1) - sigma
 
     log_likelihood, posteriors = lattice(arc_log_probs, T, U, arcs)
-    weighted = posteriors * np.where([emits for _, emits in arcs], 1 + fastemit_lambda, 1.0)
-    gradient = np.exp(log_probs) * weighted.sum(-1, keepdims=True)
-    for u, row in enumerate(classes):
-        for arc, v in row.items():
-            gradient[:, u, v] -= weighted[:, u, arc]
-    if clamp > 0:
-        gradient = np.clip(gradient, -clamp, clamp)
+    gradient = np.zeros(logits.shape)
+    for h, head in enumerate(heads):
+        # FastEmit and the clamp are of the first head.
+        weight, bound = (1 + fastemit_lambda, clamp or np.inf) if h == 0 else (1.0, np.inf)
+        weighted = posteriors * np.where([emits for _, emits in arcs], weight, 1.0)
+        gradient[..., head] = np.exp(log_probs[..., head]) * weighted.sum(-1, keepdims=True)
+        for u, of_arcs in enumerate(places):
+            for arc, read in enumerate(of_arcs):
+                if read is not None:
+                    gradient[:, u, read[h]] -= weighted[:, u, arc]
+        gradient[..., head] = np.clip(gradient[..., head], -bound, bound)
     return -(1 + fastemit_lambda) * log_likelihood, gradient
 
 
