@@ -9,26 +9,28 @@ template <typename L>
 void ComputeArcLogProbs(const ArcLogProbsStage<L>& s, const ParallelFor& parallel_for) {
   using T = Real<L>;
   const auto log_normalizers = BestRowLoops<L>().log_normalizers;
-  const int64_t columns = s.batch.columns, num_arcs = s.arc_classes.size;
+  const int64_t columns = s.batch.columns, row_size = s.emission.RowSize();
+  const int num_arcs = s.emission.num_arcs, num_heads = s.emission.num_heads;
   parallel_for(s.batch.size * s.batch.max_frames, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / s.batch.max_frames, t = row % s.batch.max_frames;
       const Extent extent = s.batch.ExtentOf(b);
       const int32_t* labels = s.batch.LabelsOf(s.labels, b);
       const int64_t inside = extent.ColumnsAt(t);
-      const L* logits = s.logits + row * columns * s.num_classes;
-      LogNormalizer<T>* normalizers = s.log_normalizers + row * columns;
+      const L* logits = s.logits + row * columns * row_size;
+      LogNormalizer<T>* normalizers = s.log_normalizers + row * columns * num_heads;
       T* arc_log_probs = s.arc_log_probs + row * columns * num_arcs;
 
-      log_normalizers(logits, inside, s.num_classes, normalizers);
+      log_normalizers(logits, inside, s.emission, normalizers);
       for (int64_t u = 0; u < inside; ++u) {
         for (int a = 0; a < num_arcs; ++a) {
-          const int64_t v = s.arc_classes.ClassAt(a, labels, u, extent.labels, s.num_classes);
-          arc_log_probs[u * num_arcs + a] =
-              ArcLogProb(logits + u * s.num_classes, v, normalizers[u], s.sigma);
+          const int64_t token = s.emission.TokenAt(a, labels, u, extent.labels);
+          arc_log_probs[u * num_arcs + a] = ArcLogProb(s.emission, a, token, logits + u * row_size,
+                                                       normalizers + u * num_heads, s.sigmas[b]);
         }
       }
-      std::fill(normalizers + inside, normalizers + columns, LogNormalizer<T>::None());
+      std::fill(normalizers + inside * num_heads, normalizers + columns * num_heads,
+                LogNormalizer<T>::None());
       std::fill(arc_log_probs + inside * num_arcs, arc_log_probs + columns * num_arcs,
                 -T(INFINITY));
     }

@@ -67,7 +67,7 @@ struct SumOfExp {
 
 // The row is read twice, the second time from the first-level cache.
 template <typename L>
-MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes) {
+MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes, int64_t row_size) {
   using T = Real<L>;
   using V = Vec<T>;
   constexpr int64_t kSize = kLanes<T>, kBlock = kUnrolled * kSize;
@@ -92,7 +92,7 @@ MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes) {
       Shift(MaximumOf(Maximum(Maximum(maxima[0], maxima[1]), Maximum(maxima[2], maxima[3]))));
 
   // The next row of a small V would come too late.
-  const int64_t ahead = std::max<int64_t>(num_classes, 8192 / sizeof(L));
+  const int64_t ahead = std::max<int64_t>(row_size, 8192 / sizeof(L));
   V sums[kUnrolled] = {};
   for (v = 0; v < blocks_end; v += kBlock) {
     for (int i = 0; i < kUnrolled; i += 2) {
@@ -107,27 +107,63 @@ MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes) {
   return {shift, SumOf((sums[0] + sums[1]) + (sums[2] + sums[3]))};
 }
 
+// The same of a register of rows: `columns` has a head's classes, fewer than a register takes, one
+// behind the other, each of all rows. The sum is that of RowSumOfExp to the last bit.
+template <typename T>
+MBRNNT_HD SumOfExp<Vec<T>> SumsOfExp(const T (*columns)[kLanes<T>], int64_t num_classes) {
+  using V = Vec<T>;
+  V maximum = Constant<V>(-T(INFINITY));
+  for (int64_t v = 0; v < num_classes; ++v) maximum = Maximum(maximum, Load(columns[v]));
+  const V shift = maximum == -T(INFINITY) ? V{} : maximum;
+  V sums[kLanes<T>] = {};
+  for (int64_t v = 0; v < num_classes; ++v) sums[v] = Exp(Load(columns[v]) - shift);
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    for (int v = 0; v < half; ++v) sums[v] += sums[v + half];
+  }
+  return {shift, sums[0]};
+}
+
 // One logarithm for a register of rows: where V is small it costs as much as the rest.
 template <typename L>
-void LogNormalizers(const L* logits, int64_t num_rows, int64_t num_classes,
+void LogNormalizers(const L* logits, int64_t num_rows, const Emission& emission,
                     LogNormalizer<Real<L>>* log_normalizers) {
   using T = Real<L>;
+  const int64_t row_size = emission.RowSize();
+  const int num_heads = emission.num_heads;
   for (int64_t row = 0; row < num_rows; row += kLanes<T>) {
     const int size = static_cast<int>(std::min<int64_t>(kLanes<T>, num_rows - row));
-    T shifts[kLanes<T>] = {}, sums[kLanes<T>] = {};
-    for (int i = 0; i < size; ++i) {
-      const SumOfExp<T> of_row = RowSumOfExp(logits + (row + i) * num_classes, num_classes);
-      shifts[i] = of_row.shift;
-      sums[i] = of_row.sum;
+    for (int h = 0; h < num_heads; ++h) {
+      const L* head = logits + row * row_size + (h == 0 ? 0 : emission.sizes[0]);
+      const int64_t num_classes = emission.sizes[h];
+      T shifts[kLanes<T>] = {}, sums[kLanes<T>] = {};
+      if (num_classes < kLanes<T>) {
+        T columns[kLanes<T>][kLanes<T>];
+        for (int64_t v = 0; v < num_classes; ++v) {
+          for (int i = 0; i < kLanes<T>; ++i) {
+            columns[v][i] = i < size ? ToReal(head[i * row_size + v]) : T(0);
+          }
+        }
+        const auto of_rows = SumsOfExp<T>(columns, num_classes);
+        Store(shifts, of_rows.shift);
+        Store(sums, of_rows.sum);
+      } else {
+        for (int i = 0; i < size; ++i) {
+          const SumOfExp<T> of_row = RowSumOfExp(head + i * row_size, num_classes, row_size);
+          shifts[i] = of_row.shift;
+          sums[i] = of_row.sum;
+        }
+      }
+      T log_sums[kLanes<T>];
+      Store(log_sums, LogSum(Load(sums)));
+      for (int i = 0; i < size; ++i) {
+        log_normalizers[(row + i) * num_heads + h] = {shifts[i], log_sums[i]};
+      }
     }
-    T log_sums[kLanes<T>];
-    Store(log_sums, LogSum(Load(sums)));
-    for (int i = 0; i < size; ++i) log_normalizers[row + i] = {shifts[i], log_sums[i]};
   }
 }
 
 template <typename L>
-void RowGradient(const L* logits, int64_t num_classes, Real<L> shift, Real<L> factor,
+void RowGradient(const L* logits, int64_t num_classes, const L* next, Real<L> shift, Real<L> factor,
                  const ReadClasses<Real<L>>& read, GradientRule<Real<L>> rule, Real<L> cotangent,
                  L* gradients) {
   using T = Real<L>;
@@ -158,7 +194,7 @@ void RowGradient(const L* logits, int64_t num_classes, Real<L> shift, Real<L> fa
     Pair<T> block[kUnrolled / 2];  // loaded before any is stored: the compiler knows no two rows
     for (int i = 0; i < kUnrolled / 2; ++i) block[i] = LoadPair(logits + v + 2 * i * kSize);
     for (int i = 0; i < kUnrolled / 2; ++i) {
-      PrefetchPair(logits + num_classes + v + 2 * i * kSize);
+      PrefetchPair(next + v + 2 * i * kSize);
       const Pair<T> x = block[i];
       StorePair(gradients + v + 2 * i * kSize, Pair<T>{gradient(x.a, none), gradient(x.b, none)});
     }

@@ -30,11 +30,12 @@ struct ReadClasses {
 template <typename L>
 struct RowLoops {
   using T = Real<L>;
-  // Of consecutive rows. Fetches the row behind them, too.
-  void (*log_normalizers)(const L* logits, int64_t num_rows, int64_t num_classes,
+  // Of consecutive rows and all of their heads. Fetches the row behind them, too.
+  void (*log_normalizers)(const L* logits, int64_t num_rows, const Emission& emission,
                           LogNormalizer<T>* log_normalizers);
-  // The gradient of a row, see GradientRule. May be in place.
-  void (*gradient)(const L* logits, int64_t num_classes, T shift, T factor,
+  // The gradient of a row's head, see GradientRule. May be in place. Fetches `next`, that of the
+  // next row.
+  void (*gradient)(const L* logits, int64_t num_classes, const L* next, T shift, T factor,
                    const ReadClasses<T>& read, GradientRule<T> rule, T cotangent, L* gradients);
 };
 

@@ -23,18 +23,49 @@ inline int64_t RandomInt(int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(random_bits);
 }
 
+// Two arcs that every utterance has a path of, then any.
+inline ArcTable RandomArcs() {
+  ArcTable table{static_cast<int32_t>(RandomInt(0, 19) ? RandomInt(2, 10) : kMaxArcs),
+                 {{0, 1}, {1, 0}}};
+  for (int a = 2; a < table.size; ++a) {
+    const auto emits = static_cast<int32_t>(RandomInt(0, 1));
+    table.arcs[a] = {static_cast<int32_t>(RandomInt(1 - emits, 4)), emits};
+  }
+  return table;
+}
+
+// One head or two. The first two arcs read all that is read; a label may be a blank's class, and
+// arcs may share one. Now and then nothing is read of the second head.
+inline Emission RandomEmission(const ArcTable& table) {
+  Emission emission{table.size, static_cast<int32_t>(RandomInt(1, kMaxHeads)), {}, {}};
+  const bool second_is_read = RandomInt(0, 9) > 0;
+  for (int h = 0; h < emission.num_heads; ++h) {
+    const int64_t size = h == 0 ? RandomInt(5, 40) : RandomInt(1, RandomInt(0, 3) ? 6 : 40);
+    emission.sizes[h] = size;
+    for (int a = 0; a < table.size; ++a) {
+      int32_t& v = emission.classes[h][a];
+      v = static_cast<int32_t>(RandomInt(0, h == 0 ? 4 : size - 1));
+      if (h == 0 && table.arcs[a].emits) v = kNextLabel;
+      if (h == 1 && !second_is_read) v = kNothing;
+      if (a >= 2 && RandomInt(0, 7) == 0) v = kNothing;
+    }
+  }
+  return emission;
+}
+
 template <typename Room, typename L>
 struct Case {
   using T = Real<L>;
   // Now and then many: anti-diagonals of several SIMD registers, or many that share a row.
   int64_t batch = RandomInt(0, 4), frames = RandomInt(0, 19) ? RandomInt(0, 7) : RandomInt(25, 60);
   int64_t columns = RandomInt(0, 9) ? RandomInt(1, 5) : RandomInt(25, 60);
-  int64_t num_classes = RandomInt(5, 40);
-  // A label may be a blank's class, and two blanks may share one.
-  ArcClasses classes{4, {kNextLabel, 4, 3, static_cast<int32_t>(RandomInt(2, 3))}};
-  ArcTable table{4, {{0, 1}, {1, 0}, {3, 0}, {2, 0}}};
+  ArcTable table = RandomArcs();
+  Emission emission = RandomEmission(table);
+  int64_t row_size = emission.RowSize();
+  bool clamped = RandomInt(0, 1);
   std::vector<int32_t> logit_lengths, label_lengths, labels;
   std::vector<L> logits;
+  std::vector<T> sigmas, label_weights, clamps, cotangents;
 
   // What may go wrong with an utterance in use.
   enum Fault { kNone, kBadLabel, kBadLength, kNan, kImpossible };
@@ -44,14 +75,28 @@ struct Case {
   Batch BatchOf(const int32_t* logit_lengths, const int32_t* label_lengths) const {
     return {batch, frames, columns, logit_lengths, label_lengths};
   }
+  bool IsRead(int h) const { return emission.classes[h][0] != kNothing; }
+  bool EveryArcReads() const {
+    bool every = true;
+    for (int a = 0; a < table.size; ++a) {
+      bool reads = false;
+      for (int h = 0; h < emission.num_heads; ++h) reads |= emission.classes[h][a] != kNothing;
+      every &= reads;
+    }
+    return every;
+  }
 
   Case() {
     std::normal_distribution<float> normal(0, 3);
-    logits.resize(batch * nodes() * num_classes);
+    logits.resize(batch * nodes() * row_size);
     for (L& x : logits) x = FromReal<L>(T(normal(random_bits)));
     labels.resize(batch * (columns - 1));
-    for (int32_t& v : labels) v = static_cast<int32_t>(RandomInt(0, num_classes - 1));
+    for (int32_t& v : labels) v = static_cast<int32_t>(RandomInt(0, emission.sizes[0] - 1));
     for (int64_t b = 0; b < batch; ++b) {
+      sigmas.push_back(T(0.05) * T(b));
+      label_weights.push_back(T(1) + T(0.5) * T(RandomInt(0, 1)));
+      clamps.push_back(clamped && RandomInt(0, 2) ? T(0.25) : T(0));
+      cotangents.push_back(RandomInt(0, 1) ? T(-2) : T(0.5));
       logit_lengths.push_back(static_cast<int32_t>(RandomInt(0, frames)));
       label_lengths.push_back(static_cast<int32_t>(RandomInt(0, columns - 1)));
       faults.push_back(static_cast<Fault>(RandomInt(0, 4)));
@@ -61,15 +106,17 @@ struct Case {
 
   void Break(int64_t b) {
     const bool has_node = logit_lengths[b] > 0;
-    L* block = logits.data() + b * nodes() * num_classes;
+    L* block = logits.data() + b * nodes() * row_size;
+    const int64_t read_size = IsRead(emission.num_heads - 1) ? row_size : emission.sizes[0];
     if (faults[b] == kBadLength) {
       (RandomInt(0, 1) ? logit_lengths : label_lengths)[b] = RandomInt(0, 1) ? -1 : INT32_MAX;
     } else if (faults[b] == kBadLabel && has_node && label_lengths[b] > 0) {
-      labels[b * (columns - 1)] = RandomInt(0, 1) ? -1 : static_cast<int32_t>(num_classes);
+      const auto beyond = static_cast<int32_t>(emission.sizes[0]);
+      labels[b * (columns - 1)] = RandomInt(0, 1) ? -1 : beyond;
     } else if (faults[b] == kNan && has_node) {
-      block[RandomInt(0, num_classes - 1)] = FromReal<L>(RandomInt(0, 1) ? T(NAN) : T(INFINITY));
-    } else if (faults[b] == kImpossible && has_node) {
-      std::fill_n(block, num_classes, FromReal<L>(-T(INFINITY)));  // no way out of (0, 0)
+      block[RandomInt(0, read_size - 1)] = FromReal<L>(RandomInt(0, 1) ? T(NAN) : T(INFINITY));
+    } else if (faults[b] == kImpossible && has_node && EveryArcReads()) {
+      std::fill_n(block, row_size, FromReal<L>(-T(INFINITY)));  // no way out of (0, 0)
     } else {
       faults[b] = kNone;
     }
@@ -82,34 +129,39 @@ struct Case {
     const int64_t all = batch * nodes();
     const Buffer<int32_t> device_logit_lengths(logit_lengths), device_label_lengths(label_lengths),
         device_labels(labels);
+    const Buffer<T> device_sigmas(sigmas), device_label_weights(label_weights),
+        device_clamps(clamps), device_cotangents(cotangents);
     const Batch device = BatchOf(device_logit_lengths.data(), device_label_lengths.data());
     Buffer<L> device_logits(logits), other_gradients(logits.size());
-    Buffer<T> arc_log_probs(all * 4), losses(batch), scores(batch);
-    Buffer<LogNormalizer<T>> normalizers(all);
-    Buffer<T> other_posteriors(all * 4), cotangents(std::vector<T>(batch, T(-2)));
-    Room::Run(ArcLogProbsStage<L>{device, num_classes, classes, T(0.05), device_logits.data(),
-                                  device_labels.data(), arc_log_probs.data(), normalizers.data()});
+    Buffer<T> arc_log_probs(all * table.size), losses(batch), scores(batch);
+    Buffer<LogNormalizer<T>> normalizers(all * emission.num_heads);
+    Buffer<T> other_posteriors(all * table.size);
+    Room::Run(ArcLogProbsStage<L>{device, emission, device_logits.data(), device_labels.data(),
+                                  device_sigmas.data(), arc_log_probs.data(), normalizers.data()});
+    const auto host_arc_log_probs = arc_log_probs.Fetch();
 
     Buffer<T>& posteriors = in_place ? arc_log_probs : other_posteriors;
     RunLattice({device, table, arc_log_probs.data(), scores.data(), nullptr});
     RunLattice({device, table, arc_log_probs.data(), losses.data(), posteriors.data()});
 
     Buffer<L>& gradients = in_place ? device_logits : other_gradients;
-    Room::Run(LogitGradientsStage<L>{device,
-                                     num_classes,
-                                     classes,
-                                     {T(1.5), T(0)},
-                                     device_logits.data(),
-                                     device_labels.data(),
-                                     normalizers.data(),
-                                     posteriors.data(),
-                                     cotangents.data(),
-                                     gradients.data()});
+    Room::Run(LogitGradientsStage<L>{device, emission, clamped, device_logits.data(),
+                                     device_labels.data(), normalizers.data(), posteriors.data(),
+                                     device_label_weights.data(), device_clamps.data(),
+                                     device_cotangents.data(), gradients.data()});
     const auto host_losses = losses.Fetch(), host_scores = scores.Fetch();
     const auto host_posteriors = posteriors.Fetch();
     const auto host_gradients = gradients.Fetch();
     for (int64_t b = 0; b < batch; ++b) {
-      Check(b, host_losses, host_scores, host_posteriors.data(), host_gradients);
+      CheckLosses(b, host_losses, host_scores, host_posteriors.data());
+      const Extent extent = BatchOf(logit_lengths.data(), label_lengths.data()).ExtentOf(b);
+      for (int64_t i = 0; i < nodes(); ++i) {
+        const int64_t t = i / columns, u = i % columns, node = b * nodes() + i;
+        CheckNode(b, u, extent, extent.Contains(t, u), logits.data() + node * row_size,
+                  host_arc_log_probs.data() + node * table.size,
+                  host_posteriors.data() + node * table.size,
+                  host_gradients.data() + node * row_size);
+      }
     }
   }
 
@@ -121,37 +173,84 @@ struct Case {
     Room::Run(stage);
   }
 
-  void Check(int64_t b, const std::vector<T>& losses, const std::vector<T>& scores,
-             const T* posteriors, const std::vector<L>& gradients) const {
-    const bool poisoned = faults[b] == kBadLength || faults[b] == kBadLabel || faults[b] == kNan;
-    EXPECT(std::isnan(losses[b]) == poisoned);
-    EXPECT(poisoned || losses[b] == scores[b]);
-    if (faults[b] == kImpossible) EXPECT(losses[b] == T(INFINITY));
+  bool Poisoned(int64_t b) const {
+    return faults[b] == kBadLength || faults[b] == kBadLabel || faults[b] == kNan;
+  }
 
-    const Extent extent = BatchOf(logit_lengths.data(), label_lengths.data()).ExtentOf(b);
-    T emitted = 0, skipped = 0;
-    for (int64_t t = 0; t < frames; ++t) {
-      for (int64_t u = 0; u < columns; ++u) {
-        const int64_t node = b * nodes() + t * columns + u;
-        const T* posterior = posteriors + node * 4;
-        T sum = 0;
-        for (int64_t v = 0; v < num_classes; ++v) {
-          const T g = ToReal(gradients[node * num_classes + v]);
-          const bool is_nan = poisoned && (extent.Contains(t, u) || !extent.valid);
-          EXPECT(std::isnan(g) == is_nan);
-          if (!extent.Contains(t, u) && extent.valid) EXPECT(g == T(0));
-          sum += g;
-        }
-        if (poisoned) continue;
-        const T row = sizeof(L) == 2 ? T(0.05) : T(1e-4);  // 40 roundings of half precision
-        EXPECT(std::abs(sum) <= row);
-        if (u == 0) emitted += posterior[0];
-        for (int a = 1; a < 4; ++a) skipped += T(table.arcs[a].duration) * posterior[a];
+  void CheckLosses(int64_t b, const std::vector<T>& losses, const std::vector<T>& scores,
+                   const T* posteriors) const {
+    EXPECT(std::isnan(losses[b]) == Poisoned(b));
+    EXPECT(Poisoned(b) || losses[b] == scores[b]);
+    if (faults[b] == kImpossible) EXPECT(losses[b] == T(INFINITY));
+    if (!std::isfinite(losses[b])) return;
+
+    T emitted = 0, skipped = 0;  // at u = 0; by all arcs
+    for (int64_t i = 0; i < nodes(); ++i) {
+      for (int a = 0; a < table.size; ++a) {
+        const Arc arc = table.arcs[a];
+        const T posterior = posteriors[(b * nodes() + i) * table.size + a];
+        if (i % columns == 0) emitted += T(arc.emits) * posterior;
+        skipped += T(arc.duration) * posterior;
       }
     }
-    if (poisoned || !std::isfinite(losses[b])) return;
-    EXPECT(std::abs(emitted - T(extent.labels > 0)) <= T(1e-5));
-    EXPECT(std::abs(skipped - T(extent.frames)) <= T(1e-4));
+    EXPECT(std::abs(emitted - T(label_lengths[b] > 0)) <= T(1e-5));
+    EXPECT(std::abs(skipped - T(logit_lengths[b])) <= T(1e-4));
+  }
+
+  // Both row stages against their definition, in double.
+  void CheckNode(int64_t b, int64_t u, Extent extent, bool inside, const L* row,
+                 const T* arc_log_probs, const T* posteriors, const L* gradients) const {
+    const bool poisoned = Poisoned(b);
+    std::vector<double> log_probs(table.size, -double{sigmas[b]});
+    for (int h = 0; h < emission.num_heads; ++h) {
+      const int64_t size = emission.sizes[h];
+      double maximum = -INFINITY, sum = 0;
+      for (int64_t v = 0; v < size; ++v) maximum = std::max(maximum, double{ToReal(row[v])});
+      for (int64_t v = 0; v < size; ++v) sum += std::exp(ToReal(row[v]) - maximum);
+      const double normalizer = maximum == -INFINITY ? 0 : maximum + std::log(sum);
+
+      double occupancy = 0;
+      std::vector<double> own(size);
+      for (int a = 0; a < table.size && inside && !poisoned; ++a) {
+        int64_t v = emission.classes[h][a];
+        double posterior = posteriors[a];
+        if (v == kNothing) continue;
+        if (v == kNextLabel) posterior *= label_weights[b];
+        if (v == kNextLabel && u == extent.labels) {
+          log_probs[a] = -INFINITY;
+          EXPECT(posterior == 0);
+          continue;
+        }
+        if (v == kNextLabel) v = labels[b * (columns - 1) + u];
+        log_probs[a] += ToReal(row[v]) - normalizer;
+        occupancy += posterior;
+        own[v] += posterior;
+      }
+      double total = 0;
+      for (int64_t v = 0; v < size; ++v) {
+        const double g = ToReal(gradients[v]);
+        EXPECT(std::isnan(g) == (poisoned && (inside ? IsRead(h) : !extent.valid)));
+        if (!inside && extent.valid) EXPECT(g == 0);
+        total += g;
+        if (poisoned || !inside) continue;
+        double expected = std::exp(ToReal(row[v]) - normalizer) * occupancy - own[v];
+        if (clamps[b] > 0) {
+          expected = std::min(std::max(expected, -double{clamps[b]}), double{clamps[b]});
+        }
+        expected *= cotangents[b];
+        const double tolerance = sizeof(L) == 2 ? 0.01 : sizeof(L) == 4 ? 5e-6 : 1e-12;
+        EXPECT(std::abs(g - expected) <= tolerance);
+      }
+      const double roundings = sizeof(L) == 2 ? 0.05 : 1e-4;  // 40 of half precision
+      EXPECT(poisoned || clamps[b] > 0 || std::abs(total) <= roundings);
+      row += size;
+      gradients += size;
+    }
+    for (int a = 0; a < table.size && inside && !poisoned; ++a) {
+      const double tolerance = sizeof(T) == 4 ? 1e-5 : 1e-12;
+      EXPECT(arc_log_probs[a] == log_probs[a] ||
+             std::abs(arc_log_probs[a] - log_probs[a]) <= tolerance);
+    }
   }
 };
 

@@ -48,23 +48,30 @@ struct CpuRoom {
   }
 };
 
-// The loops chosen for this processor and the baseline's agree.
+// The loops chosen for this processor and the baseline's agree, over every number of classes, and
+// beside a head of `others` classes or alone.
 template <typename L>
-void CompareRowLoops() {
+void CompareRowLoops(int64_t others) {
   using T = Real<L>;
   constexpr int kRows = 19;  // more than a register takes
   std::normal_distribution<float> normal(0, 3);
+  const auto best = cpu::BestRowLoops<L>(), baseline = cpu::baseline::ForRows<L>();
   for (int64_t n = 1; n < 150; ++n) {
-    std::vector<L> row(kRows * n), expected(n), got(n);
-    for (L& x : row) x = FromReal<L>(T(normal(random_bits)));
-    const auto best = cpu::BestRowLoops<L>(), baseline = cpu::baseline::ForRows<L>();
-    LogNormalizer<T> normalizers[2][kRows];
-    baseline.log_normalizers(row.data(), kRows, n, normalizers[0]);
-    best.log_normalizers(row.data(), kRows, n, normalizers[1]);
-    for (int i = 0; i < kRows; ++i) {
+    const Emission emission{0, others > 0 ? 2 : 1, {n, others}, {}};
+    const int64_t row_size = emission.RowSize();
+    std::vector<L> rows(kRows * row_size);
+    for (L& x : rows) x = FromReal<L>(T(normal(random_bits)));
+    LogNormalizer<T> normalizers[2][kRows * kMaxHeads];
+    baseline.log_normalizers(rows.data(), kRows, emission, normalizers[0]);
+    best.log_normalizers(rows.data(), kRows, emission, normalizers[1]);
+    for (int i = 0; i < kRows * emission.num_heads; ++i) {
+      const int h = i % emission.num_heads;
+      const L* head = rows.data() + i / emission.num_heads * row_size + h * n;
       double shift = -INFINITY, sum = 0;
-      for (int64_t v = 0; v < n; ++v) shift = std::max(shift, double{ToReal(row[i * n + v])});
-      for (int64_t v = 0; v < n; ++v) sum += std::exp(ToReal(row[i * n + v]) - shift);
+      for (int64_t v = 0; v < emission.sizes[h]; ++v) {
+        shift = std::max(shift, double{ToReal(head[v])});
+      }
+      for (int64_t v = 0; v < emission.sizes[h]; ++v) sum += std::exp(ToReal(head[v]) - shift);
       for (const auto* of : {normalizers[0], normalizers[1]}) {
         EXPECT(of[i].shift == shift);
         EXPECT(std::abs(of[i].log_sum - std::log(sum)) <= 1e-6);
@@ -78,10 +85,15 @@ void CompareRowLoops() {
     for (const T clamp : {T(0), T(0.3)}) {
       const GradientRule<T> rule{T(1), clamp};
       const T shift = normalizer.shift, factor = rule.Factor(T(0.7), normalizer);
-      baseline.gradient(row.data(), n, shift, factor, read, rule, T(2), expected.data());
-      best.gradient(row.data(), n, shift, factor, read, rule, T(2), got.data());
+      // What stands behind a head is another one's.
+      std::vector<L> expected(rows), got(rows), in_place(rows);
+      const auto gradient = [&](const cpu::RowLoops<L>& loops, const L* from, L* to) {
+        loops.gradient(from, n, from + row_size, shift, factor, read, rule, T(2), to);
+      };
+      gradient(baseline, rows.data(), expected.data());
+      gradient(best, rows.data(), got.data());
       for (int64_t v = 0; v < n; ++v) {
-        double gradient = std::exp(ToReal(row[v]) - shift - double{normalizer.log_sum}) * 0.7;
+        double gradient = std::exp(ToReal(rows[v]) - shift - double{normalizer.log_sum}) * 0.7;
         for (int i = 0; i < read.size; ++i)
           gradient -= read.classes[i] == v ? read.posteriors[i] : 0;
         if (clamp > 0) gradient = std::min(std::max(gradient, -0.3), 0.3);
@@ -91,9 +103,9 @@ void CompareRowLoops() {
         EXPECT(std::abs(ToReal(expected[v]) - 2 * gradient) <= tolerance);
         EXPECT(std::abs(ToReal(got[v]) - 2 * gradient) <= tolerance);
       }
-      std::vector<L> in_place(row.begin(), row.begin() + n);
-      best.gradient(in_place.data(), n, shift, factor, read, rule, T(2), in_place.data());
-      EXPECT(std::memcmp(in_place.data(), got.data(), n * sizeof(L)) == 0);
+      EXPECT(std::memcmp(got.data() + n, rows.data() + n, (rows.size() - n) * sizeof(L)) == 0);
+      gradient(best, in_place.data(), in_place.data());
+      EXPECT(std::memcmp(in_place.data(), got.data(), rows.size() * sizeof(L)) == 0);
     }
   }
 }
@@ -136,10 +148,12 @@ int main() {
   CheckExp();
   CheckHalf<BFloat16>();
   CheckHalf<Float16>();
-  CompareRowLoops<float>();
-  CompareRowLoops<double>();
-  CompareRowLoops<BFloat16>();
-  CompareRowLoops<Float16>();
+  for (const int64_t others : {0, 1, 5, 21}) {
+    CompareRowLoops<float>(others);
+    CompareRowLoops<double>(others);
+    CompareRowLoops<BFloat16>(others);
+    CompareRowLoops<Float16>(others);
+  }
   test::RunCases<CpuRoom, float>(400);
   test::RunCases<CpuRoom, double>(200);
   test::RunCases<CpuRoom, BFloat16>(200);
