@@ -6,6 +6,7 @@ Each function takes the operands as `_checks` leaves them and is one jitted prog
 from __future__ import annotations
 
 import functools
+
 import jax
 import jax.numpy as jnp
 

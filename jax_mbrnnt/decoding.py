@@ -79,8 +79,7 @@ def _heads(plan: Plan) -> list[_Head]:
             is_blank[v] = bool(arcs) and not any(arc.emits for arc in arcs)
         read_by = tuple(
             any(
-                r != NOTHING and arc.emits == emits
-                for arc, r in zip(plan.arcs, reads, strict=True)
+                r != NOTHING and arc.emits == emits for arc, r in zip(plan.arcs, reads, strict=True)
             )
             for emits in (False, True)
         )
@@ -98,7 +97,9 @@ class _Step(NamedTuple):
 
     @classmethod
     def of(cls, logits: jax.Array, heads: list[_Head]) -> "_Step":
-        rows = [lax.slice_in_dim(logits, h.start, h.start + h.durations.size, axis=1) for h in heads]
+        rows = [
+            lax.slice_in_dim(logits, h.start, h.start + h.durations.size, axis=1) for h in heads
+        ]
         best = [jnp.argmax(row, axis=-1).astype(jnp.int32) for row in rows]
         chosen = list(zip(heads, best, strict=True))
         is_blank = reduce(operator.or_, (jnp.asarray(h.is_blank)[v] for h, v in chosen))

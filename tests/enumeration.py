@@ -96,11 +96,11 @@ def transducer(
 ) -> tuple[float, Floats]:
     """Loss of one utterance and its gradient, `[T_padded, U_padded+1, V]`.
 
-    NaN, both of them, for a label that is a blank.
+    NaN, both of them, for a label that is a blank or no class of the first head.
     """
     arcs, heads, reads = table(logits.shape[-1], **options)
-    blanks = {of_arc[0] for of_arc in reads if of_arc[0] != LABEL}
-    if T > 0 and set(labels[:U]) & blanks:
+    allowed = set(range(heads[0].stop)) - {of_arc[0] for of_arc in reads}
+    if T > 0 and not set(labels[:U]) <= allowed:
         gradient = np.zeros(logits.shape)
         gradient[:T, : U + 1] = np.nan
         return np.nan, gradient
