@@ -159,8 +159,8 @@ __global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
     const ColumnsOf labels(s.batch.LabelsOf(s.labels, frame.b));
     const ColumnsOf rows(s.logits + frame.node * row_size, row_size);
     const ColumnsOf arc_log_probs(s.arc_log_probs + frame.node * num_arcs + group.lane, num_arcs);
-    const ColumnsOf log_normalizers(
-        s.log_normalizers + frame.node * kHeads + group.lane / kOfHead, kHeads);
+    const ColumnsOf log_normalizers(s.log_normalizers + frame.node * kHeads + group.lane / kOfHead,
+                                    kHeads);
     ForEachColumn<kLanes>(s.batch, [&](unsigned u, unsigned) {
       auto normalizer = LogNormalizer<T>::None();
       T log_prob = -T(INFINITY);  // of an arc that has no label left, and in padding

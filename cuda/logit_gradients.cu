@@ -215,8 +215,8 @@ __global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
       Share<T> share{weight * posterior, reads_label ? start.label : fixed};
       const bool as_laid_out = group.Any(share.own != T(0));
       if (!as_laid_out) {  // padding, or no path comes through: nothing to read
-        const bool second = kHeads > 1 && u < frame.inside &&
-                            (!roles.in_halves || group.Any(posterior != T(0)));
+        const bool second =
+            kHeads > 1 && u < frame.inside && (!roles.in_halves || group.Any(posterior != T(0)));
         if (second) {
           share = SecondHead<L, kClamp>(s, frame.b, frame.t, u, start.label, group);
           normalizer = {group.From(normalizer.shift, 0), group.From(normalizer.log_sum, 0)};
@@ -235,7 +235,8 @@ __global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
       if (kHeads > 1 && as_laid_out) {
         const T of_half = group.template Sum<group.kHalf>(posterior);
         const T of_other = group.FromOtherHalf(of_half);
-        occupancy = weight * of_half + of_other;  // of this half's head: the upper one's weight is 1
+        occupancy =
+            weight * of_half + of_other;  // of this half's head: the upper one's weight is 1
         of_class = posterior + group.FromOtherHalf(posterior);
         if (!group.InUpperHalf()) {
           of_class = reads_label ? weight * of_half : of_other;

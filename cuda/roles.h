@@ -12,11 +12,11 @@ namespace mbrnnt::cuda {
 // With one head, lane a has arc a, and the class that it reads.
 //
 // The arcs of a TDT read a class of both heads, no two of them the same two, and of the first head
-// the next label or the one class of the blanks. Such arcs are laid out in halves, each of which has
-// a lane for every class of the second head: the label arcs in the lower half, the blanks in the
-// upper one. Then the arcs of a class are the lanes of a half, for the first head, or two lanes, for
-// the second. The classes are laid out such that the lower half computes with what is the first
-// head's, and the upper half with what is the second's.
+// the next label or the one class of the blanks. Such arcs are laid out in halves, each of which
+// has a lane for every class of the second head: the label arcs in the lower half, the blanks in
+// the upper one. Then the arcs of a class are the lanes of a half, for the first head, or two
+// lanes, for the second. The classes are laid out such that the lower half computes with what is
+// the first head's, and the upper half with what is the second's.
 //
 // Of other arcs of two heads nothing is said.
 struct Roles {
