@@ -93,7 +93,7 @@ class Chunks:
 
 def are_valid(utterances: Utterances, chunks: Chunks) -> jax.Array:
     _, logit_lengths, label_lengths = utterances
-    return _reference.lengthsare_valid(
+    return _reference.lengths_are_valid(
         logit_lengths, label_lengths, chunks.num_frames, chunks.columns
     )
 

@@ -243,7 +243,7 @@ def _losses(
     utterances = utterances.settled(like, axis, num_frames, columns, plan.emission.blanks)
     numbers = given.settled(like, axis, dtype)
     operands, utterances, numbers = _unified(operands, utterances, numbers)
-    valid = _reference.lengthsare_valid(
+    valid = _reference.lengths_are_valid(
         utterances.logit_lengths, utterances.label_lengths, num_frames, columns
     )
     has_nodes = valid & (utterances.logit_lengths > 0)
