@@ -1,8 +1,9 @@
 """Transducer losses for JAX, as XLA FFI kernels: RNN-T, multi-blank RNN-T and TDT.
 
-Start with `multiblank_rnnt_loss` (arXiv 2211.03541), `tdt_loss` (arXiv 2304.06795) or `rnnt_loss`;
-`MultiblankRNNT` and `TDT` hold the options of a model and have all the methods, `joint_loss` among
-them, which never makes the logits; `greedy_decode` decodes, and `lattice_loss` is the lattice alone.
+Start with `multiblank_rnnt_loss` (arXiv 2211.03541), `tdt_loss` (arXiv 2304.06795) or
+`rnnt_loss`; `MultiblankRNNT` and `TDT` hold the options of a model and have all the methods,
+`joint_loss` among them, which never makes the logits; `greedy_decode` decodes, and `lattice_loss`
+is the lattice alone.
 """
 
 from jax_mbrnnt.arcs import (

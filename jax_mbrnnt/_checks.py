@@ -283,9 +283,7 @@ def _length_rule(name: str, lengths: Any, full: int, xp: Any) -> _Rule:
     return _Rule(name, lengths, (values < 0) | (values > full), expected)
 
 
-def _label_rules(
-    labels: Any, label_lengths: Any, emission: Emission, xp: Any
-) -> list[_Rule]:
+def _label_rules(labels: Any, label_lengths: Any, emission: Emission, xp: Any) -> list[_Rule]:
     values = widened(labels, xp)
     counts = np.ones(labels.shape, bool)  # not those behind an utterance's labels
     if label_lengths is not None:

@@ -18,7 +18,17 @@ from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks, _primitives, _reference
 from jax_mbrnnt._checks import Utterances
-from jax_mbrnnt._chunks import Chunks, Fixed, Joint, Operands, are_valid, hoisted, is_float, merge, split
+from jax_mbrnnt._chunks import (
+    Chunks,
+    Fixed,
+    Joint,
+    Operands,
+    are_valid,
+    hoisted,
+    is_float,
+    merge,
+    split,
+)
 from jax_mbrnnt._loss import stages_of
 from jax_mbrnnt._mesh import unify_varying, zeros_like
 from jax_mbrnnt._numbers import Given
@@ -193,9 +203,7 @@ def _differentiable_loss_jvp(chunks, primals, tangents):
         )
 
     arc_log_probs, log_normalizers = map(unstack, map_chunks(arcs, floats))
-    losses, posteriors = _reference.lattice(
-        arc_log_probs, *utterances[1:], arcs=chunks.plan.arcs
-    )
+    losses, posteriors = _reference.lattice(arc_log_probs, *utterances[1:], arcs=chunks.plan.arcs)
 
     def share(start, logits, inside, log_normalizers, posteriors):
         frames = start + jnp.arange(chunks.chunk_frames, dtype=jnp.int32)

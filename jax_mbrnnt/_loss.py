@@ -14,7 +14,7 @@ from jax_mbrnnt import _primitives, _reference
 from jax_mbrnnt._checks import Utterances
 from jax_mbrnnt._mesh import varying_axes
 from jax_mbrnnt._numbers import Given
-from jax_mbrnnt._stages import Implementation, Plan, Stages, value
+from jax_mbrnnt._stages import Implementation, Numbers, Plan, Stages, value
 
 
 def stages_of(implementation: Implementation) -> Stages:
@@ -32,7 +32,9 @@ def varying_like(gradient: jax.Array, operand: jax.Array) -> jax.Array:
     return jax.lax.psum(gradient, tuple(sorted(extra))) if extra else gradient
 
 
-def _operands(logits: jax.Array, utterances: Utterances, given: Given, plan: Plan) -> tuple:
+def _operands(
+    logits: jax.Array, utterances: Utterances, given: Given, plan: Plan
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Numbers]:
     """`logits, labels, logit_lengths, label_lengths, numbers`, as the stages take them."""
     num_batch = logits.ndim - 3
     *_, num_frames, columns, _ = logits.shape

@@ -148,18 +148,14 @@ def validate_emission(
     return Emission(heads, reads)
 
 
-def as_durations(
-    name: str, durations: Iterable[int], *, least: int, most: int
-) -> tuple[int, ...]:
+def as_durations(name: str, durations: Iterable[int], *, least: int, most: int) -> tuple[int, ...]:
     """As a tuple; `ValueError` if one is below `least` or there twice, or more than `most`."""
     checked = tuple(as_integer(f"{name}[{i}]", d) for i, d in enumerate(durations))
     for i, d in enumerate(checked):
         if not least <= d < 2**31:
             raise ValueError(f"{name}[{i}]: expected a duration of at least {least}, got {d}")
         if d in checked[:i]:
-            raise ValueError(
-                f"{name}: expected distinct durations, got {d} twice in {checked}"
-            )
+            raise ValueError(f"{name}: expected distinct durations, got {d} twice in {checked}")
     if len(checked) > most:
         raise ValueError(f"{name}: expected at most {most} durations, got {len(checked)}")
     return checked

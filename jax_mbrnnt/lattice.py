@@ -112,9 +112,7 @@ def lattice_loss(
       >>> bool(jnp.allclose(loss, -jnp.log(2 / 3**3 + 1 / 3**2)))
       True
     """
-    operands, static = _operands(
-        arc_log_probs, logit_lengths, label_lengths, arcs, implementation
-    )
+    operands, static = _operands(arc_log_probs, logit_lengths, label_lengths, arcs, implementation)
     return _losses(*operands, **static)
 
 
@@ -155,7 +153,5 @@ def arc_posteriors(
       >>> bool(jnp.allclose(posteriors[:, 0, 0].sum(), 1.0))
       True
     """
-    operands, static = _operands(
-        arc_log_probs, logit_lengths, label_lengths, arcs, implementation
-    )
+    operands, static = _operands(arc_log_probs, logit_lengths, label_lengths, arcs, implementation)
     return _posteriors(*operands, **static)

@@ -84,13 +84,26 @@ def losses_and_gradients(
     cotangents: ArrayLike | None = None,
     **options: Any,
 ) -> tuple[Array, Array]:
+    """Of `criterion(**options)`."""
+    return losses_and_gradients_of(
+        criterion(**options), case, cotangents, implementation=options.get("implementation")
+    )
+
+
+def losses_and_gradients_of(
+    function: Callable[..., Any],
+    case: Case,
+    cotangents: ArrayLike | None = None,
+    *,
+    implementation: Implementation | None = None,
+) -> tuple[Array, Array]:
     """Losses and their pullback (of ones) to the logits, in one jitted call.
 
     Labels and lengths are traced, so that Python cannot check their values.
     """
     if cotangents is None:
         cotangents = np.ones(case.logits.shape[:-3])
-    run = _compiled(criterion(**options), options.get("implementation"))
+    run = _compiled(function, implementation)
     losses, gradients = run(case, np.asarray(cotangents, np.float64))
     return np.asarray(losses), np.asarray(gradients)
 

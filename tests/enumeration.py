@@ -61,6 +61,7 @@ def table(
     *,
     blank_id: int = -1,
     big_blank_durations: Sequence[int] = (),
+    big_blank_ids: Sequence[int] | None = None,
     durations: Sequence[int] = (),
 ) -> tuple[list[Arc], list[slice], list[list[int]]]:
     """The arcs, where in a row each head stands, and the classes that each arc reads of them.
@@ -71,7 +72,10 @@ def table(
     blank = blank_id % num_tokens
     if not durations:
         arcs = [(0, True), (1, False), *((duration, False) for duration in big_blank_durations)]
-        reads = [[LABEL], *([blank - i] for i in range(len(arcs) - 1))]
+        big = [blank - 1 - i for i in range(len(big_blank_durations))]
+        if big_blank_ids is not None:
+            big = [v % num_tokens for v in big_blank_ids]
+        reads = [[LABEL], [blank], *([v] for v in big)]
         return arcs, [slice(0, num_tokens)], reads
     arcs = [(duration, emits) for emits in (True, False) for duration in durations]
     arcs = [(duration, emits) for duration, emits in arcs if emits or duration > 0]
@@ -92,11 +96,11 @@ def transducer(
 ) -> tuple[float, Floats]:
     """Loss of one utterance and its gradient, `[T_padded, U_padded+1, V]`.
 
-    NaN, both of them, for a label that is a blank.
+    NaN, both of them, for a label that is a blank or no class of the first head.
     """
     arcs, heads, reads = table(logits.shape[-1], **options)
-    blanks = {of_arc[0] for of_arc in reads if of_arc[0] != LABEL}
-    if T > 0 and set(labels[:U]) & blanks:
+    allowed = set(range(heads[0].stop)) - {of_arc[0] for of_arc in reads}
+    if T > 0 and not set(labels[:U]) <= allowed:
         gradient = np.zeros(logits.shape)
         gradient[:T, : U + 1] = np.nan
         return np.nan, gradient
@@ -107,7 +111,10 @@ def transducer(
     # Where in its row each arc that leaves a node on row u reads.
     places = [
         [
-            [head.start + (labels[u] if v == LABEL else v) for head, v in zip(heads, of_arc, strict=True)]
+            [
+                head.start + (labels[u] if v == LABEL else v)
+                for head, v in zip(heads, of_arc, strict=True)
+            ]
             if u < U or of_arc[0] != LABEL
             else None
             for of_arc in reads

@@ -10,16 +10,17 @@ import pytest
 from cases import (
     Implementation,
     assert_close,
+    criterion,
     jitted,
-    losses_and_gradients,
+    losses_and_gradients_of,
     random_case,
     valid_cells,
 )
 from enumeration import log_softmax
 from jax_mbrnnt import (
     Arc,
+    MultiblankRNNT,
     lattice_loss,
-    multiblank_arc_log_probs,
     multiblank_arcs,
     rnnt_arcs,
     tdt_arcs,
@@ -45,13 +46,12 @@ def test_tdt_arcs() -> None:
 
 def test_arc_log_probs_are_gathered_log_softmax_less_sigma(implementation: Implementation) -> None:
     case = random_case(2, blanks=BLANKS)
-    actual = multiblank_arc_log_probs(
-        *case,
+    actual = MultiblankRNNT(
         blank_id=BLANK,
         big_blank_durations=DURATIONS,
         sigma=SIGMA,
         implementation=implementation,
-    )
+    ).arc_log_probs(*case)
     log_probs = log_softmax(case.logits) - SIGMA
     expected = np.full((*case.logits.shape[:-1], 4), -np.inf)
     for b, t, u in zip(*np.nonzero(valid_cells(case)), strict=True):
@@ -63,16 +63,14 @@ def test_arc_log_probs_are_gathered_log_softmax_less_sigma(implementation: Imple
 
 def test_arc_log_probs_are_differentiable(implementation: Implementation) -> None:
     case = random_case(3, blanks=BLANKS)
-    options: dict[str, Any] = {
-        "blank_id": BLANK,
-        "big_blank_durations": DURATIONS,
-        "implementation": implementation,
-    }
+    model = MultiblankRNNT(
+        blank_id=BLANK, big_blank_durations=DURATIONS, implementation=implementation
+    )
     cotangents = jnp.asarray(np.random.default_rng(4).normal(size=(*case.logits.shape[:-1], 4)))
-    there = jnp.isfinite(multiblank_arc_log_probs(*case, **options))
+    there = jnp.isfinite(model.arc_log_probs(*case))
 
     def objective(logits: jax.Array) -> jax.Array:
-        arcs = multiblank_arc_log_probs(logits, *case[1:], **options)
+        arcs = model.arc_log_probs(logits, *case[1:])
         return jnp.sum(jnp.where(there, arcs * cotangents, 0))
 
     def naive(logits: jax.Array) -> jax.Array:
@@ -88,28 +86,24 @@ def test_arc_log_probs_are_differentiable(implementation: Implementation) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    "options", [{"big_blank_durations": DURATIONS}, {"durations": (2, 0, 1)}], ids=str
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_loss_is_the_lattice_over_the_arc_log_probs(
-    dtype: str, implementation: Implementation
+    dtype: str, options: dict[str, Any], implementation: Implementation
 ) -> None:
     case = random_case(5, dtype=dtype)
-    options: dict[str, Any] = {
-        "big_blank_durations": DURATIONS,
-        "sigma": SIGMA,
-        "implementation": implementation,
-    }
+    model = criterion(**options, sigma=SIGMA, implementation=implementation)
 
-    def composed(logits: jax.Array, *rest: jax.Array, **_: object) -> jax.Array:
-        arc_log_probs = multiblank_arc_log_probs(logits, *rest, **options)
+    def composed(logits: jax.Array, *rest: jax.Array) -> jax.Array:
+        arc_log_probs = model.arc_log_probs(logits, *rest)
         return lattice_loss(
-            arc_log_probs,
-            *rest[1:],
-            arcs=multiblank_arcs(DURATIONS),
-            implementation=implementation,
+            arc_log_probs, *rest[1:], arcs=model.arcs, implementation=implementation
         )
 
-    losses, gradients = losses_and_gradients(case, **options)
-    composed_losses, composed_gradients = losses_and_gradients(case, function=composed)
+    losses, gradients = losses_and_gradients_of(model, case)
+    composed_losses, composed_gradients = losses_and_gradients_of(composed, case)
     tolerance = 1e-6 if dtype == "float32" else 1e-14
     assert_close(composed_losses, losses, tolerance)
     assert_close(composed_gradients, gradients, tolerance)

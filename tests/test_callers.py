@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from cases import Implementation, assert_close
-from jax_mbrnnt import GreedyDecoding, greedy_decode, rnnt_joint_loss, rnnt_loss
+from jax_mbrnnt import (
+    GreedyDecoding,
+    MultiblankRNNT,
+    greedy_decode,
+    multiblank_rnnt_joint_loss,
+    rnnt_loss,
+)
 
 B, T, U, V, H = 2, 3, 2, 9, 4
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -32,7 +38,9 @@ class Model:
 
     def loss(self, implementation: Implementation | None = None) -> jax.Array:
         operands = (), ENCODED, PREDICTED, LABELS
-        return rnnt_joint_loss(self.joint, *operands, implementation=implementation).sum()
+        return multiblank_rnnt_joint_loss(
+            self.joint, *operands, implementation=implementation
+        ).sum()
 
     def decode(self) -> GreedyDecoding:
         def joint(frame: jax.Array, prediction: jax.Array) -> jax.Array:
@@ -41,7 +49,7 @@ class Model:
         def predict(labels: jax.Array, state: Any) -> tuple[jax.Array, Any]:
             return jnp.asarray(self.weights).T[labels], state
 
-        return greedy_decode(joint, predict, ENCODED, initial_state=())
+        return greedy_decode(MultiblankRNNT(), joint, predict, ENCODED, initial_state=())
 
 
 def expected(weights: jax.Array) -> jax.Array:
@@ -61,7 +69,7 @@ def test_the_losses_of_an_attribute_that_changes(implementation: Implementation)
 
     def loss() -> jax.Array:
         operands = (), ENCODED, PREDICTED, LABELS
-        return rnnt_joint_loss(joint, *operands, implementation=implementation).sum()
+        return multiblank_rnnt_joint_loss(joint, *operands, implementation=implementation).sum()
 
     for value, weights in with_new_weights(model, loss):
         assert_close(value, expected(weights), 1e-6)
@@ -76,7 +84,7 @@ def test_a_global_and_the_cell_of_a_closure(monkeypatch: pytest.MonkeyPatch) -> 
     for weights in WEIGHTS:
         for cell in (jnp.eye(V, dtype=jnp.float32), 2 * jnp.eye(V, dtype=jnp.float32)):
             monkeypatch.setitem(globals(), "GLOBAL", Model(weights))
-            value = rnnt_joint_loss(joint, (), ENCODED, PREDICTED, LABELS).sum()
+            value = multiblank_rnnt_joint_loss(joint, (), ENCODED, PREDICTED, LABELS).sum()
             assert_close(value, expected(weights @ cell), 1e-6)
 
 
@@ -126,7 +134,7 @@ def test_training_a_module_of_flax_without_jit() -> None:
         return lambda _, e, p: model(jnp.tanh(e[:, :, None] + p[:, None]))
 
     def loss(model: Any) -> jax.Array:
-        return rnnt_joint_loss(joint_of(model), (), ENCODED, PREDICTED, LABELS).sum()
+        return multiblank_rnnt_joint_loss(joint_of(model), (), ENCODED, PREDICTED, LABELS).sum()
 
     joint = joint_of(model)  # the same function at every step
 
@@ -136,7 +144,9 @@ def test_training_a_module_of_flax_without_jit() -> None:
     losses = []
     with jax.numpy_rank_promotion("allow"):  # of the module's bias
         for _ in range(3):
-            losses.append(float(rnnt_joint_loss(joint, (), ENCODED, PREDICTED, LABELS).sum()))
+            losses.append(
+                float(multiblank_rnnt_joint_loss(joint, (), ENCODED, PREDICTED, LABELS).sum())
+            )
             whole = rnnt_loss(joint((), ENCODED, PREDICTED), LABELS).sum()
             assert_close(losses[-1], whole, 1e-6)
             gradients = nnx.grad(loss)(model)
@@ -149,7 +159,7 @@ def test_a_joint_need_not_be_hashable() -> None:
         def __call__(self, *operands: Any) -> jax.Array:
             return Model(WEIGHTS[1]).joint(*operands)
 
-    value = rnnt_joint_loss(Unhashable(), (), ENCODED, PREDICTED, LABELS).sum()
+    value = multiblank_rnnt_joint_loss(Unhashable(), (), ENCODED, PREDICTED, LABELS).sum()
     assert_close(value, expected(WEIGHTS[1]), 1e-6)
 
 

@@ -61,12 +61,12 @@ def with_gradient(function: Callable[..., jax.Array], *operands: jax.Array) -> A
 
 def decode(encoded: jax.Array, lengths: jax.Array | None) -> Any:
     return greedy_decode(
+        MultiblankRNNT(big_blank_durations=DURATIONS),
         lambda frame, prediction: jnp.tanh(frame + prediction) @ WEIGHTS,
         lambda labels, state: (WEIGHTS.T[labels], state),
         encoded,
         lengths,
         initial_state=STATE,
-        big_blank_durations=DURATIONS,
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from cases import assert_close, jitted, random_case
 from jax_mbrnnt import (
+    MultiblankRNNT,
     lattice_loss,
-    multiblank_arc_log_probs,
     multiblank_rnnt_loss,
     rnnt_arcs,
     rnnt_loss,
@@ -136,13 +136,11 @@ def test_forward_mode_through_the_kernels_says_what_to_use_instead(way: str) -> 
         forward_mode(kernels, jax.random.normal(jax.random.key(0), (3, 3, 5)))[way]()
 
 
-@pytest.mark.parametrize("stage", ["multiblank_arc_log_probs", "lattice_loss"])
+@pytest.mark.parametrize("stage", ["arc_log_probs", "lattice_loss"])
 def test_forward_mode_through_a_stage_says_what_to_use_instead(stage: str) -> None:
     logits, labels = jnp.zeros((3, 3, 5)), jnp.array([1, 2])
     stages = {
-        "multiblank_arc_log_probs": lambda x: multiblank_arc_log_probs(
-            x, labels, implementation="ffi"
-        ),
+        "arc_log_probs": lambda x: MultiblankRNNT(implementation="ffi").arc_log_probs(x, labels),
         "lattice_loss": lambda x: lattice_loss(x[..., :2], arcs=rnnt_arcs(), implementation="ffi"),
     }
     with pytest.raises(NotImplementedError, match="implementation='xla'"):

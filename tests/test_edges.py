@@ -18,30 +18,37 @@ from cases import (
     Implementation,
     assert_close,
     compiled,
+    criterion,
     losses_and_gradients,
     random_case,
     valid_cells,
 )
 from enumeration import transducers
 from jax_mbrnnt import (
-    checked_multiblank_rnnt_loss,
+    MultiblankRNNT,
     lattice_loss,
-    multiblank_rnnt_loss,
     rnnt_arcs,
     rnnt_loss,
 )
 
 B, T, U, V = 3, 4, 2, 6
 OPTIONS: dict[str, Any] = {"big_blank_durations": (2,), "sigma": 0.05, "fastemit_lambda": 0.01}
+TDT_OPTIONS: dict[str, Any] = {"durations": (0, 2, 1), "sigma": 0.05, "fastemit_lambda": 0.01}
+SCORES = {"multiblank": V, "TDT": V + 3}  # V tokens
 SICK = 1  # the utterance that something is wrong with
 HEALTHY = np.arange(B) != SICK
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 
-@pytest.fixture
-def case() -> Case:
+def options_of(case: Case) -> dict[str, Any]:
+    """Those of the transducer whose scores these are."""
+    return TDT_OPTIONS if case.logits.shape[-1] == SCORES["TDT"] else OPTIONS
+
+
+@pytest.fixture(params=SCORES)
+def case(request: pytest.FixtureRequest) -> Case:
     """Three utterances with padding in every dimension; labels are no blanks."""
-    case = random_case(30, (B,), T, U, V)
+    case = random_case(30, (B,), T, U, SCORES[request.param])
     return case._replace(
         labels=np.array([[0, 1], [2, 3], [3, 3]], np.int32),
         logit_lengths=np.array([4, 3, 3], np.int32),
@@ -53,7 +60,7 @@ def evaluate(
     case: Case, implementation: Implementation, cotangents: Any = None, **options: Any
 ) -> tuple[Array, Array]:
     """Losses and gradients."""
-    options = {**OPTIONS, **options, "implementation": implementation}
+    options = {**options_of(case), **options, "implementation": implementation}
     losses, gradients = losses_and_gradients(case, cotangents, **options)
     if implementation == "ffi":  # which has a kernel of its own for losses without gradients
         tolerance = 1e-13 if losses.dtype == "float64" else 1e-6
@@ -62,13 +69,13 @@ def evaluate(
 
 
 def posteriors_of(case: Case, implementation: Implementation) -> Array:
-    posteriors = compiled("posteriors", **OPTIONS, implementation=implementation)
+    posteriors = compiled("posteriors", **options_of(case), implementation=implementation)
     return np.asarray(posteriors(*case))
 
 
 def assert_as_enumerated(case: Case, implementation: Implementation) -> tuple[Array, Array]:
     losses, gradients = evaluate(case, implementation)
-    expected_losses, expected_gradients = transducers(*case, **OPTIONS)
+    expected_losses, expected_gradients = transducers(*case, **options_of(case))
     assert_close(losses, expected_losses, 1e-12)
     assert_close(gradients, expected_gradients, 1e-12)
     return losses, gradients
@@ -82,7 +89,8 @@ def assert_poisoned(sick: Case, case: Case, implementation: Implementation, regi
     well_posteriors = posteriors_of(case, implementation)
     assert np.isnan(losses[SICK])
     np.testing.assert_array_equal(
-        gradients[SICK], np.broadcast_to(np.where(region, np.nan, 0)[..., None], (T, U + 1, V))
+        gradients[SICK],
+        np.broadcast_to(np.where(region, np.nan, 0)[..., None], gradients[SICK].shape),
     )
     np.testing.assert_array_equal(np.isnan(posteriors[SICK]).any(-1), region)
     assert np.all(posteriors[SICK][~region] == 0)
@@ -170,7 +178,9 @@ def test_nothing_but_minus_infinities_is_impossible(
 def test_impossible_in_every_dtype(case: Case, dtype: str, implementation: Implementation) -> None:
     case.logits[SICK, ..., case.labels[SICK, 0]] = -np.inf
     narrow = case._replace(logits=case.logits.astype(dtype))
-    losses, gradients = losses_and_gradients(narrow, **OPTIONS, implementation=implementation)
+    losses, gradients = losses_and_gradients(
+        narrow, **options_of(case), implementation=implementation
+    )
     np.testing.assert_array_equal(np.isposinf(losses), ~HEALTHY)
     assert np.all(gradients[SICK] == 0)
     assert np.all(np.isfinite(gradients.astype(np.float32)))
@@ -198,7 +208,9 @@ POISON = pytest.mark.parametrize("value", [np.nan, np.inf])
 
 
 @POISON
-@pytest.mark.parametrize(("t", "u", "v"), [(0, 0, 0), (2, 1, V - 1), (2, 0, 4), (1, 1, 3)])
+@pytest.mark.parametrize(
+    ("t", "u", "v"), [(0, 0, 0), (2, 1, V - 1), (2, 0, 4), (1, 1, 3), (1, 0, -2)]
+)
 def test_poison_in_the_valid_region(
     case: Case, value: float, t: int, u: int, v: int, implementation: Implementation
 ) -> None:
@@ -230,7 +242,7 @@ def test_poison_in_an_impossible_utterance(
 @POISON
 def test_poison_without_jit(case: Case, value: float, implementation: Implementation) -> None:
     case.logits[SICK, 1, 1, 3] = value
-    losses = multiblank_rnnt_loss(*case, **OPTIONS, implementation=implementation)
+    losses = criterion(**options_of(case), implementation=implementation)(*case)
     np.testing.assert_array_equal(np.isnan(losses), ~HEALTHY)
 
 
@@ -241,12 +253,14 @@ def test_poison_in_every_dtype(
 ) -> None:
     case.logits[SICK, 2, 1, 0] = value
     narrow = case._replace(logits=case.logits.astype(dtype))
-    losses, gradients = losses_and_gradients(narrow, **OPTIONS, implementation=implementation)
+    losses, gradients = losses_and_gradients(
+        narrow, **options_of(case), implementation=implementation
+    )
     np.testing.assert_array_equal(np.isnan(losses), ~HEALTHY)
     sick_cells = valid_cells(case) & ~HEALTHY[:, None, None]
     np.testing.assert_array_equal(
         np.isnan(gradients.astype(np.float32)),
-        np.broadcast_to(sick_cells[..., None], (B, T, U + 1, V)),
+        np.broadcast_to(sick_cells[..., None], gradients.shape),
     )
 
 
@@ -309,12 +323,18 @@ def test_no_length_has_to_reach_the_padded_size(case: Case, implementation: Impl
 def test_arcs_that_are_not_there_have_no_posterior(
     case: Case, implementation: Implementation
 ) -> None:
-    label, blank, big = np.moveaxis(posteriors_of(case, implementation), -1, 0)
+    arcs = criterion(**options_of(case)).arcs
+    posteriors = posteriors_of(case, implementation)
     for b, (T, U) in enumerate(zip(case.logit_lengths, case.label_lengths, strict=True)):
-        assert np.all(label[b, :, U:] == 0)
-        assert np.all(blank[b, T - 1, :U] == 0)
-        assert np.all(big[b, T - 1] == 0)
-        assert blank[b, T - 1, U] > 0
+        for a, arc in enumerate(arcs):
+            of_arc = posteriors[b, ..., a]
+            if arc.emits:
+                assert np.all(of_arc[:, U:] == 0)
+                assert np.all(of_arc[T - arc.duration :] == 0)
+            else:
+                assert np.all(of_arc[T - arc.duration :, :U] == 0)
+                assert np.all(of_arc[T - arc.duration + 1 :] == 0)
+                assert of_arc[T - arc.duration, U] > 0
 
 
 # Empty utterances.
@@ -412,9 +432,10 @@ def test_unsigned_labels_out_of_range(case: Case, implementation: Implementation
 # Classes.
 
 
-@pytest.mark.parametrize("label", [V - 1, V - 2])
-def test_label_that_is_a_blank(case: Case, label: int, implementation: Implementation) -> None:
+@pytest.mark.parametrize("which", [0, -1])
+def test_label_that_is_a_blank(case: Case, which: int, implementation: Implementation) -> None:
     """The standard blank or a big one: as good as a label out of range, in padding as well."""
+    label = criterion(**options_of(case)).emission(case.logits.shape[-1]).blanks[which]
     sick = case._replace(labels=case.labels.copy())
     sick.labels[SICK, 0] = label
     assert_poisoned(sick, case, implementation, valid_cells(case)[SICK])
@@ -431,7 +452,7 @@ def test_vocabulary_with_the_blank_first(implementation: Implementation) -> None
         rnnt_loss(logits, labels, implementation=implementation)
     assert np.isnan(compiled("score_forward", implementation=implementation)(logits, labels))
     assert np.all(np.isfinite(rnnt_loss(logits, labels, blank_id=0, implementation=implementation)))
-    loss = jax.jit(checkify.checkify(checked_multiblank_rnnt_loss))
+    loss = jax.jit(checkify.checkify(MultiblankRNNT().checked))
     error, _ = loss(logits, labels)
     assert "labels[0, 1]: expected none of the blanks' classes (5,), got 5" in error.get()
 
@@ -470,7 +491,7 @@ def test_finite_mask_is_as_good_as_infinity(
     case.logits[..., 0] = -np.inf
     case.logits[:, 1, :, V - 1] = -np.inf
     case.labels[0] = 1
-    expected_losses, expected_gradients = transducers(*case, **OPTIONS)
+    expected_losses, expected_gradients = transducers(*case, **options_of(case))
     finite = case._replace(logits=np.maximum(case.logits, mask).astype(dtype))
     losses, gradients = evaluate(finite, implementation)
     assert_close(losses, expected_losses, tolerance)
@@ -508,7 +529,7 @@ def test_finite_mask_that_every_path_crosses_once(
 ) -> None:
     """Its size is then a constant of the loss: -50 has the same gradient but for exp(-50)."""
     case.logits[SICK, ..., case.labels[SICK, 0]] = -50.0
-    expected = transducers(*case, **OPTIONS)[1]
+    expected = transducers(*case, **options_of(case))[1]
     case.logits[SICK, ..., case.labels[SICK, 0]] = -1e9
     assert_close(evaluate(case, implementation)[1], expected, 1e-6)  # 1e9 has an ulp of 1e-7
 
@@ -516,7 +537,7 @@ def test_finite_mask_that_every_path_crosses_once(
 @pytest.mark.parametrize("mask", [-1e4, -1e9, -1e30])
 def test_finite_mask_in_a_long_utterance(mask: float, implementation: Implementation) -> None:
     """In float32 nothing is left of the other log-probabilities beside it; still no overflow."""
-    case = random_case(35, (), 80, 20, 9, dtype=np.float32, ragged=False, scale=3.0)
+    case = random_case(35, (), 80, 20, 10, dtype=np.float32, ragged=False, scale=3.0)
     case.labels[:] = np.arange(20) % 7
     case.logits[:, 4, case.labels[4]] = mask
     losses, gradients = evaluate(case, implementation)

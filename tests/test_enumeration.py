@@ -10,12 +10,13 @@ from cases import (
     Implementation,
     assert_close,
     compiled_lattice,
+    criterion,
     losses_and_gradients,
     random_case,
 )
 from enumeration import lattice, paths, transducers
-from jax_mbrnnt import Arc, MultiblankRNNT, multiblank_arcs, rnnt_arcs, tdt_arcs
-from test_oracle import MULTIBLANK, RNNT, Fields, durations, name, operands, options
+from jax_mbrnnt import Arc, multiblank_arcs, rnnt_arcs, tdt_arcs
+from test_oracle import MULTIBLANK, RNNT, TDT, Fields, name, operands, options
 
 T, U, V = 4, 3, 7
 
@@ -35,22 +36,9 @@ def test_paths_of_a_lattice_small_enough_to_draw() -> None:
     ]
 
 
-@pytest.mark.parametrize("case", MULTIBLANK[:10:3], ids=name)
-def test_enumeration_gives_the_oracle_of_multiblank(case: Fields) -> None:
-    losses, gradients = transducers(
-        *operands(case, "float64"),
-        big_blank_durations=durations(case),
-        **options(case, "sigma", "fastemit_lambda", "clamp"),
-    )
-    assert_close(losses, case["costs"], 1e-12)
-    assert_close(gradients, case["grads"], 1e-12)
-
-
-@pytest.mark.parametrize("case", RNNT[1:7:2], ids=name)
-def test_enumeration_gives_the_oracle_of_rnnt(case: Fields) -> None:
-    losses, gradients = transducers(
-        *operands(case, "float64"), **options(case, "fastemit_lambda", "clamp")
-    )
+@pytest.mark.parametrize("case", [*MULTIBLANK[:10:3], *RNNT[1:7:2], *TDT[1:4]], ids=name)
+def test_enumeration_gives_the_oracle(case: Fields) -> None:
+    losses, gradients = transducers(*operands(case, "float64"), **options(case))
     assert_close(losses, case["costs"], 1e-12)
     assert_close(gradients, case["grads"], 1e-12)
 
@@ -63,12 +51,18 @@ def test_enumeration_gives_the_oracle_of_rnnt(case: Fields) -> None:
         {"big_blank_durations": (2,), "sigma": 0.05},
         {"big_blank_durations": (3, 2), "blank_id": 4, "fastemit_lambda": 0.01, "clamp": 0.1},
         {"big_blank_durations": (2, 4, 8), "sigma": -0.1, "blank_id": 3},
+        {"big_blank_durations": (3, 2), "big_blank_ids": (-1, 2), "blank_id": 0},
+        {"durations": (0, 1), "sigma": 0.05},
+        {"durations": (2, 0, 1), "blank_id": 0, "fastemit_lambda": 0.5, "clamp": 0.1},
+        {"durations": (3, 2), "blank_id": 1},  # no label without a frame, no frame by itself
+        {"durations": (1,), "sigma": -0.1},
     ],
     ids=str,
 )
 def test_loss_at_every_length(options: dict[str, Any], implementation: Implementation) -> None:
-    blanks = MultiblankRNNT(**options).blanks(V)
-    case = every_length(random_case(0, (T * (U + 1),), T, U, V, blanks=blanks))
+    emission = criterion(**options).emission(V)
+    no_labels = (*emission.blanks, *range(emission.num_labels, V))
+    case = every_length(random_case(0, (T * (U + 1),), T, U, V, blanks=no_labels))
     expected_losses, expected_gradients = transducers(*case, **options)
     losses, gradients = losses_and_gradients(case, implementation=implementation, **options)
     assert_close(losses, expected_losses, 1e-12)

@@ -96,7 +96,7 @@ def test_export_of_a_joint_and_a_decoder_of_any_batch_size() -> None:
 
     def decode(encoded: jax.Array, lengths: jax.Array) -> Any:
         functions = (lambda frame, _: frame), (lambda labels, state: ((), state))
-        return greedy_decode(*functions, encoded, lengths, initial_state=())
+        return greedy_decode(MultiblankRNNT(), *functions, encoded, lengths, initial_state=())
 
     (b,) = export.symbolic_shape("b")
     keys = jax.random.split(jax.random.key(0), 3)

@@ -29,6 +29,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"blank_id": 2, "big_blank_durations": (2,), "fastemit_lambda": 0.5},
     {"big_blank_durations": (3, 2), "clamp": 0.2},
     {"blank_id": 0, "sigma": -0.05},
+    {"durations": (1, 0), "sigma": 0.05, "fastemit_lambda": 0.5, "clamp": 0.2},
+    {"durations": (2, 0, 1), "blank_id": 0},
 ]
 ARCS: list[tuple[Arc, ...]] = [
     multiblank_arcs((2, 4)),
@@ -91,6 +93,8 @@ def test_random_lattices(implementation: Implementation, drawn: Any) -> None:
     U=st.integers(0, 3),
     labels=st.integers(0, 70),
     durations=st.lists(st.integers(2, 7), max_size=4, unique=True),
+    tdt_durations=st.none()
+    | st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True).filter(any),
     later_classes=st.integers(0, 2),
     dtype=st.sampled_from(["float32", "float64"]),
     fastemit_lambda=st.sampled_from([0.0, 0.5]),
@@ -103,24 +107,27 @@ def test_random_shapes_and_options_of_the_kernels(
     U: int,
     labels: int,
     durations: list[int],
+    tdt_durations: list[int] | None,
     later_classes: int,
     dtype: str,
     fastemit_lambda: float,
     clamp: float,
 ) -> None:
     """Every example compiles, which the kernels do quickly."""
-    V = labels + len(durations) + 1 + later_classes
-    blank_id = V - 1 - later_classes
-    blanks = range(blank_id - len(durations), blank_id + 1)
-    if len(blanks) == V:
+    options: dict[str, Any] = {"fastemit_lambda": fastemit_lambda, "clamp": clamp}
+    if tdt_durations is None:
+        options["blank_id"] = labels + len(durations)
+        options["big_blank_durations"] = tuple(durations)
+        no_labels = [*range(labels, labels + len(durations) + 1)]
+        V = labels + len(no_labels) + later_classes
+    else:
+        options["blank_id"] = labels
+        options["durations"] = tuple(tdt_durations)
+        V = labels + 1 + later_classes + len(tdt_durations)
+        no_labels = [labels, *range(V - len(tdt_durations), V)]
+    if labels + later_classes == 0:
         U = 0
-    case = random_case(seed, tuple(batch), T, U, V, dtype=dtype, blanks=blanks if U else ())
-    options: dict[str, Any] = {
-        "blank_id": blank_id,
-        "big_blank_durations": tuple(durations),
-        "fastemit_lambda": fastemit_lambda,
-        "clamp": clamp,
-    }
+    case = random_case(seed, tuple(batch), T, U, V, dtype=dtype, blanks=no_labels if U else ())
     losses, gradients = losses_and_gradients(case, **options, implementation="ffi")
     expected_losses, expected_gradients = transducers(*case, **options)
     tolerance = 1e-5 if dtype == "float32" else 1e-12

@@ -12,7 +12,7 @@ from jax.experimental import checkify
 from cases import Case, Implementation, assert_close, random_case
 from jax_mbrnnt import (
     GreedyDecoding,
-    checked_multiblank_rnnt_loss,
+    MultiblankRNNT,
     greedy_decode,
     multiblank_rnnt_loss,
     rnnt_loss,
@@ -59,7 +59,7 @@ def test_axes_that_a_narrow_integer_cannot_count(
         expected = rnnt_loss(*case, implementation=implementation)
         assert np.all(np.isfinite(expected))
         np.testing.assert_array_equal(rnnt_loss(*narrow, implementation=implementation), expected)
-        loss = jax.jit(checkify.checkify(checked_multiblank_rnnt_loss))
+        loss = jax.jit(checkify.checkify(MultiblankRNNT().checked))
         error, losses = loss(*map(jnp.asarray, narrow))
         assert error.get() is None
         assert_close(losses, expected, 1e-6)
@@ -93,6 +93,7 @@ def test_known_operands_are_checked_beside_traced_ones() -> None:
 def decode(encoded: jax.Array, lengths: jax.Array) -> GreedyDecoding:
     """Labels 0 to 2 by the encoder alone, one at a frame."""
     return greedy_decode(
+        MultiblankRNNT(),
         lambda frame, _: frame,
         lambda labels, state: ((), state),
         encoded,

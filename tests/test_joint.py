@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import Implementation, assert_close, jitted, row
+from cases import Implementation, assert_close, criterion, jitted, row
 from jax_mbrnnt import (
     MultiblankRNNT,
     multiblank_rnnt_joint_loss,
     multiblank_rnnt_loss,
-    rnnt_joint_loss,
     rnnt_loss,
 )
 
@@ -93,12 +92,13 @@ def make_problem(seed: int = 0, dtype: Any = np.float64, batch: tuple[int, ...] 
 
 
 def chunked(joint: Any, problem: Problem, **options: Any) -> jax.Array:
-    return multiblank_rnnt_joint_loss(joint, *problem, **{**OPTIONS, **options})
+    chunk_frames = options.pop("chunk_frames", None)
+    model = criterion(**{**OPTIONS, **options})
+    return model.joint_loss(joint, *problem, chunk_frames=chunk_frames)
 
 
 def whole(joint: Any, problem: Problem, **options: Any) -> jax.Array:
-    logits = joint(*problem[:3])
-    return multiblank_rnnt_loss(logits, *problem[3:], **{**OPTIONS, **options})
+    return criterion(**{**OPTIONS, **options})(joint(*problem[:3]), *problem[3:])
 
 
 def losses_and_gradients(
@@ -229,7 +229,7 @@ def test_many_chunks_are_summed_in_float32() -> None:
     operands = jax.tree.map(lambda x: x.astype(jnp.bfloat16), operands)
     gradient = jax.jit(
         jax.grad(
-            lambda *floats: rnnt_joint_loss(
+            lambda *floats: multiblank_rnnt_joint_loss(
                 joint, *floats, jnp.zeros((0,), jnp.int32), chunk_frames=1
             )
         )
@@ -241,7 +241,7 @@ def test_many_chunks_are_summed_in_float32() -> None:
 def test_public_names_agree() -> None:
     problem = make_problem(5)
     options = {"blank_id": 3, "fastemit_lambda": 0.2, "clamp": 0.1}
-    plain = rnnt_joint_loss(with_biases, *problem, chunk_frames=2, **options)
+    plain = multiblank_rnnt_joint_loss(with_biases, *problem, chunk_frames=2, **options)
     assert_close(plain, rnnt_loss(with_biases(*problem[:3]), *problem[3:], **options), 1e-12)
     method = MultiblankRNNT(**OPTIONS).joint_loss(with_biases, *problem, chunk_frames=2)
     assert_close(method, whole(with_biases, problem), 1e-12)
@@ -572,7 +572,7 @@ def test_memory_is_that_of_a_chunk(pytestconfig: pytest.Config) -> None:
 
 
 def test_default_chunk_is_bounded_in_bytes() -> None:
-    from jax_mbrnnt import joint as module
+    from jax_mbrnnt import _joint_loss as module
 
     shapes = []
 

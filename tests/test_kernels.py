@@ -19,7 +19,7 @@ TOLERANCES = {
     "float16": (1e-5, 1e-5 + float(jnp.finfo("float16").eps)),
 }
 
-# Name: batch, T, U, V, big-blank durations.
+# Name: batch, T, U, V, big-blank durations; below that of TDT, all durations, which count in V.
 SHAPES = {
     "small": ((2,), 5, 3, 8, (2, 4)),
     "odd classes": ((3,), 9, 4, 37, (2, 3, 4)),
@@ -35,16 +35,32 @@ SHAPES = {
     "several batch dimensions": ((2, 1, 3), 4, 2, 6, (2,)),
     "no utterances": ((0,), 4, 2, 6, (2,)),
 }
+TDT_SHAPES = {
+    "TDT": ((2,), 5, 3, 8, (0, 1, 2)),
+    "TDT, odd classes": ((3,), 9, 4, 37, (0, 1, 2, 3, 4)),
+    "TDT, many classes": ((2,), 3, 2, 1027, (4, 0, 1)),
+    "TDT, a vector and a half of durations": ((2,), 14, 3, 27, tuple(range(12))),
+    "TDT, no class but the blank": ((2,), 4, 0, 3, (1, 2)),
+    "TDT, one duration": ((2,), 4, 2, 7, (1,)),
+    "TDT, one frame": ((3,), 1, 4, 9, (0, 1, 2)),
+    "TDT, no labels": ((3,), 7, 0, 8, (3, 1)),
+    "TDT, more labels than frames": ((2,), 3, 20, 9, (0, 1)),
+    "TDT, several batch dimensions": ((2, 1, 3), 4, 2, 9, (0, 2, 1)),
+    "TDT, no utterances": ((0,), 4, 2, 8, (0, 1)),
+}
 
 
 @functools.cache
 def utterances(name: str) -> tuple[Case, Array, dict[str, Any]]:
     """Logits that every dtype can hold, cotangents, options."""
-    batch, T, U, V, durations = SHAPES[name]
-    case = random_case(6, batch, T, U, V)
+    is_tdt = name in TDT_SHAPES
+    batch, T, U, V, durations = (TDT_SHAPES if is_tdt else SHAPES)[name]
+    options = {**OPTIONS, "durations" if is_tdt else "big_blank_durations": durations}
+    no_labels = range(max(1, V - len(durations) - 1), V) if is_tdt else None
+    case = random_case(6, batch, T, U, V, blanks=no_labels)
     logits = case.logits.astype("bfloat16").astype("float16").astype("float64")
     cotangents = np.random.default_rng(7).normal(size=batch)
-    return case._replace(logits=logits), cotangents, {**OPTIONS, "big_blank_durations": durations}
+    return case._replace(logits=logits), cotangents, options
 
 
 @functools.cache
@@ -54,7 +70,7 @@ def twins(name: str) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *TDT_SHAPES])
 def test_kernels_against_their_twin_in_float64(shape: str, dtype: str) -> None:
     case, cotangents, options = utterances(shape)
     short = case._replace(logits=case.logits.astype(dtype))
@@ -66,20 +82,26 @@ def test_kernels_against_their_twin_in_float64(shape: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_twin_in_every_dtype(dtype: str) -> None:
-    case, cotangents, options = utterances("small")
+@pytest.mark.parametrize("shape", ["small", "TDT"])
+def test_twin_in_every_dtype(shape: str, dtype: str) -> None:
+    case, cotangents, options = utterances(shape)
     short = case._replace(logits=case.logits.astype(dtype))
     losses, gradients = losses_and_gradients(short, cotangents, **options, implementation="xla")
     assert losses.dtype == "float32"
     assert gradients.dtype == dtype
-    assert_close(losses, twins("small")[0], TOLERANCES[dtype][0])
-    assert_close(gradients, twins("small")[1], TOLERANCES[dtype][1])
+    assert_close(losses, twins(shape)[0], TOLERANCES[dtype][0])
+    assert_close(gradients, twins(shape)[1], TOLERANCES[dtype][1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_errors_are_at_most_twice_the_references_own(dtype: str) -> None:
-    case = random_case(8, (8,), 60, 15, 33, dtype=dtype)
-    options: dict[str, Any] = {**OPTIONS, "big_blank_durations": (2, 4, 8)}
+@pytest.mark.parametrize(
+    "durations",
+    [{"big_blank_durations": (2, 4, 8)}, {"durations": (0, 1, 2, 3, 4)}],
+    ids=["multiblank", "TDT"],
+)
+def test_errors_are_at_most_twice_the_references_own(durations: dict[str, Any], dtype: str) -> None:
+    case = random_case(8, (8,), 60, 15, 33, dtype=dtype, blanks=range(27, 33))
+    options: dict[str, Any] = {**OPTIONS, **durations}
     exact = Case(case.logits.astype("float64"), *case[1:])
     exact_results = losses_and_gradients(exact, **options, implementation="xla")
 

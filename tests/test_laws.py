@@ -13,7 +13,9 @@ from cases import (
     Implementation,
     assert_close,
     compiled,
+    criterion,
     losses_and_gradients,
+    losses_and_gradients_of,
     random_case,
 )
 from jax_mbrnnt import multiblank_arcs, multiblank_rnnt_loss, rnnt_loss
@@ -171,11 +173,9 @@ def test_masked_big_blanks_leave_rnnt(implementation: Implementation) -> None:
 def test_vmap_is_batch() -> None:
     case = random_case(23)
 
-    def mapped(*operands: jax.Array, **options: Any) -> jax.Array:
-        return jax.vmap(lambda *one: multiblank_rnnt_loss(*one, **options))(*operands)
-
     losses, gradients = evaluate(case, "ffi")
-    mapped_losses, mapped_gradients = evaluate(case, "ffi", function=mapped)
+    mapped = jax.vmap(criterion(**OPTIONS, implementation="ffi"))
+    mapped_losses, mapped_gradients = losses_and_gradients_of(mapped, case)
     np.testing.assert_array_equal(mapped_losses, losses)
     np.testing.assert_array_equal(mapped_gradients, gradients)
 

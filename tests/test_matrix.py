@@ -17,14 +17,30 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cases import Case, Implementation, assert_close, losses_and_gradients, random_case
-from jax_mbrnnt import MultiblankRNNT, _ffi
+from cases import (
+    Case,
+    Implementation,
+    assert_close,
+    criterion,
+    losses_and_gradients,
+    random_case,
+)
+from jax_mbrnnt import _ffi
 
 P = PartitionSpec
 VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
-OPTIONS: dict[str, Any] = {"big_blank_durations": (2, 3), "sigma": 0.05}
+TRANSDUCERS: dict[str, dict[str, Any]] = {
+    "multiblank": {"big_blank_durations": (2, 3), "sigma": 0.05},
+    "TDT": {"durations": (0, 1, 3), "sigma": 0.05},
+}
+OPTIONS: dict[str, Any] = {}
 DEVICES, BATCH, CORE = 8, 16, (5, 4, 8)
 TOLERANCE = 1e-5  # of float32 against the twin in float64
+
+
+@pytest.fixture(autouse=True, params=TRANSDUCERS)
+def of_each_transducer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "OPTIONS", TRANSDUCERS[request.param])
 
 
 # ---- reading programs ------------------------------------------------------------------
@@ -129,13 +145,17 @@ def batch() -> tuple[jax.Array, Case]:
     return jnp.asarray(np.eye(CORE[2]) + noise, jnp.float32), case
 
 
-@functools.cache
 def expected() -> dict[str, Any]:
+    return expected_of("TDT" if "durations" in OPTIONS else "multiblank")
+
+
+@functools.cache
+def expected_of(transducer: str) -> dict[str, Any]:
     """By the twin on one device, in float64."""
     weights, case = batch()
     w, x = np.asarray(weights, np.float64), case.logits.astype(np.float64)
     losses, gradients = losses_and_gradients(
-        case._replace(logits=x @ w), implementation="xla", **OPTIONS
+        case._replace(logits=x @ w), implementation="xla", **TRANSDUCERS[transducer]
     )
     gradients = gradients / BATCH
     by_weights = np.einsum("btuv,btuw->vw", x, gradients)
@@ -170,7 +190,7 @@ def asked(quantity: str, losses: Callable[..., jax.Array]) -> Callable[..., Any]
 
 
 def loss_by(implementation: Implementation) -> Callable[[jax.Array, Case], jax.Array]:
-    model = MultiblankRNNT(**OPTIONS, implementation=implementation)
+    model = criterion(**OPTIONS, implementation=implementation)
     return lambda weights, case: model(case.logits @ weights, *case[1:])
 
 
@@ -359,7 +379,7 @@ def test_gradients_of_the_twin_on_many_devices(way: Callable[..., Program]) -> N
 
 def joint_loss_by(implementation: Implementation) -> Loss:
     """Chunks of 2 of the 5 frames; the frames' features are those of all nodes."""
-    model = MultiblankRNNT(**OPTIONS, implementation=implementation)
+    model = criterion(**OPTIONS, implementation=implementation)
 
     def joint(weights: jax.Array, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
         return encoded @ weights + predicted[..., None, :, :]
@@ -473,7 +493,7 @@ def test_twin_on_an_explicit_mesh() -> None:
 def test_types_on_an_explicit_mesh() -> None:
     """The results carry the batch's sharding in their types, also where nothing is jitted."""
     case = batch()[1]
-    model = MultiblankRNNT(**OPTIONS, implementation="ffi")
+    model = criterion(**OPTIONS, implementation="ffi")
     with explicit(data=DEVICES) as mesh:
         losses, gradients = model.cost_and_grad(*place(case, "data", mesh=mesh))
         assert jax.typeof(losses).sharding.spec == P("data")
@@ -484,7 +504,7 @@ def test_types_on_an_explicit_mesh() -> None:
 def test_explicitly_sharded_core_is_a_type_error(spec: tuple[Any, ...]) -> None:
     """Of frames, labels and classes an utterance needs all: what to do is up to the caller."""
     case = random_case(72, (2,), 8, 7, 8, dtype=np.float32)
-    model = MultiblankRNNT(**OPTIONS, implementation="ffi")
+    model = criterion(**OPTIONS, implementation="ffi")
     with explicit(data=DEVICES) as mesh:
         logits = place(case.logits, *spec, mesh=mesh)
         rest = place(tuple(case[1:]), mesh=mesh)
@@ -495,9 +515,8 @@ def test_explicitly_sharded_core_is_a_type_error(spec: tuple[Any, ...]) -> None:
 # ---- shardings that do not fit ---------------------------------------------------------
 
 
-@functools.cache
 def cost_and_grad() -> Any:
-    return jax.jit(MultiblankRNNT(**OPTIONS, implementation="ffi").cost_and_grad)
+    return jax.jit(criterion(**OPTIONS, implementation="ffi").cost_and_grad)
 
 
 def assert_costs_and_gradients(actual: Any, case: Case) -> None:
@@ -583,7 +602,7 @@ def test_batch_that_the_devices_do_not_divide() -> None:
 
 def test_donated_logits_become_the_gradient_on_every_device() -> None:
     case = batch()[1]
-    model = MultiblankRNNT(**OPTIONS, implementation="ffi")
+    model = criterion(**OPTIONS, implementation="ffi")
     step = jax.jit(model.cost_and_grad, donate_argnums=0)
     donated = place(case, "data")
     text = compiled_text(step, *donated)
@@ -622,9 +641,8 @@ def with_fault(case: Case, fault: str) -> Case:
 FAULTS = ["NaN", "+inf", "label", "negative label", "logit length", "label length"]
 
 
-@functools.cache
 def cost_and_grad_by_shard_map() -> Any:
-    model = MultiblankRNNT(**OPTIONS, implementation="ffi")
+    model = criterion(**OPTIONS, implementation="ffi")
     return jax.jit(shard_map(model.cost_and_grad, DATA, (P("data"),) * 4, P("data")))
 
 
@@ -645,7 +663,7 @@ def test_fault_stays_with_its_utterance(fault: str, step: Callable[[], Any]) -> 
 def test_fault_and_the_mean(fault: str) -> None:
     """The reduced value says so; the gradients of the others' logits stay bit for bit."""
     case = batch()[1]
-    model = MultiblankRNNT(**OPTIONS, implementation="ffi")
+    model = criterion(**OPTIONS, implementation="ffi")
     step = jax.jit(jax.value_and_grad(lambda logits, *rest: model(logits, *rest).mean()))
     _, healthy = step(*place(with_fault(case, "none"), "data"))
     value, sick = step(*place(with_fault(case, fault), "data"))

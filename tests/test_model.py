@@ -12,7 +12,6 @@ from cases import Implementation, assert_close, compiled, losses_and_gradients, 
 from jax_mbrnnt import (
     MultiblankRNNT,
     arc_posteriors,
-    multiblank_arc_log_probs,
     multiblank_arcs,
     multiblank_rnnt_loss,
 )
@@ -57,12 +56,8 @@ def test_dtypes_of_cost_and_grad(model: MultiblankRNNT, dtype: str) -> None:
 
 def test_posteriors_are_the_lattices(model: MultiblankRNNT, implementation: Implementation) -> None:
     case = random_case(53)
-    options: dict[str, Any] = {
-        name: OPTIONS[name] for name in ("blank_id", "big_blank_durations", "sigma")
-    }
-    arc_log_probs = multiblank_arc_log_probs(*case, **options, implementation=implementation)
     expected = arc_posteriors(
-        arc_log_probs, *case[2:], arcs=model.arcs, implementation=implementation
+        model.arc_log_probs(*case), *case[2:], arcs=model.arcs, implementation=implementation
     )
     assert_close(model.posteriors(*case), expected, 1e-14)
 

@@ -8,12 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import Case, Implementation, assert_close, jitted, losses_and_gradients, random_case
-from jax_mbrnnt import MultiblankRNNT, multiblank_rnnt_loss
+from cases import (
+    Case,
+    Implementation,
+    assert_close,
+    criterion,
+    jitted,
+    losses_and_gradients,
+    random_case,
+)
 
-OPTIONS: dict[str, Any] = {"big_blank_durations": (2, 3), "sigma": 0.05, "fastemit_lambda": 0.1}
+TRANSDUCERS: dict[str, dict[str, Any]] = {
+    "multiblank": {"big_blank_durations": (2, 3), "sigma": 0.05, "fastemit_lambda": 0.1},
+    "TDT": {"durations": (0, 1, 3), "sigma": 0.05, "fastemit_lambda": 0.1},
+}
+OPTIONS: dict[str, Any] = {}
 # What JAX does to a function of JAX's own, the twin, is tried less often.
 KERNELS = pytest.mark.parametrize("implementation", ["ffi"])
+
+
+@pytest.fixture(autouse=True, params=TRANSDUCERS)
+def of_each_transducer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "OPTIONS", TRANSDUCERS[request.param])
 
 
 @pytest.fixture
@@ -22,7 +38,7 @@ def case() -> Case:
 
 
 def loss(*operands: Any, implementation: Implementation) -> jax.Array:
-    return multiblank_rnnt_loss(*operands, **OPTIONS, implementation=implementation)
+    return criterion(**OPTIONS, implementation=implementation)(*operands)
 
 
 def expected(case: Case, implementation: Implementation, cotangents: Any = None) -> tuple[Any, Any]:
@@ -200,7 +216,7 @@ def test_scan(case: Case, implementation: Implementation) -> None:
 
 @KERNELS
 def test_gradients_in_place_of_donated_logits(case: Case, implementation: Implementation) -> None:
-    model = MultiblankRNNT(**OPTIONS, implementation=implementation)
+    model = criterion(**OPTIONS, implementation=implementation)
     losses, gradients = expected(case, implementation)
     donated = jax.jit(model.cost_and_grad, donate_argnums=0)(jnp.array(case.logits), *case[1:])
     assert_close(donated[0], losses, 1e-14)

@@ -19,7 +19,7 @@ def real_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _log_normalizers(logits: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log-sum-exp over the classes of a head in two numbers: a shift, and that of what is shifted by it.
+    """log-sum-exp over a head's classes in two numbers: a shift, and that of what is shifted by it.
 
     Their sum would have the logits' size, and an offset that they share would cost digits. Both are
     0 in padding; for a row of -inf, which has no exits, too: what is shifted is -inf already.

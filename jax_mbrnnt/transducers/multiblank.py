@@ -94,12 +94,15 @@ class MultiblankRNNT(Transducer):
                 as_class(f"big_blank_ids[{i}]", v, num_scores)
                 for i, v in enumerate(self.big_blank_ids)
             )
-        blank, count = as_class("blank_id", self.blank_id, num_scores), len(self.big_blank_durations)
+        blank, count = (
+            as_class("blank_id", self.blank_id, num_scores),
+            len(self.big_blank_durations),
+        )
         if blank < count:
             raise ValueError(
                 f"blank_id: expected at least {count} classes below the blank for the big blanks "
-                f"{self.big_blank_durations}, got blank_id = {blank}, which puts the last big blank "
-                f"in class {blank - count}; big_blank_ids takes any classes"
+                f"{self.big_blank_durations}, got blank_id = {blank}, which puts the last big "
+                f"blank in class {blank - count}; big_blank_ids takes any classes"
             )
         return tuple(range(blank - 1, blank - 1 - count, -1))
 
@@ -120,13 +123,9 @@ def multiblank_rnnt_loss(
 ) -> Array:
     """The multi-blank RNN-Transducer loss of every utterance: `MultiblankRNNT(...)(logits, ...)`.
 
-    Args:
-      logits: `[batch_dims..., T, U+1, V]`; it and the operands after it are those of
-        `Transducer.__call__`.
-      labels: `[batch_dims..., U]`.
-      logit_lengths: `[batch_dims...]`; all T if None.
-      label_lengths: `[batch_dims...]`; all U if None.
-      blank_id: it and the options after it are the attributes of `MultiblankRNNT`.
+    `logits` `[batch_dims..., T, U+1, V]`, `labels` `[batch_dims..., U]` and the lengths
+    `[batch_dims...]`, full if None, are the operands of `Transducer.__call__`; the options are the
+    attributes of `MultiblankRNNT`.
 
     Returns:
       Losses `[batch_dims...]` in nats.
@@ -181,13 +180,9 @@ def rnnt_loss(
 ) -> Array:
     """The RNN-Transducer loss of every utterance: `MultiblankRNNT` without big blanks.
 
-    Args:
-      logits: `[batch_dims..., T, U+1, V]`; it and the operands after it are those of
-        `Transducer.__call__`.
-      labels: `[batch_dims..., U]`.
-      logit_lengths: `[batch_dims...]`; all T if None.
-      label_lengths: `[batch_dims...]`; all U if None.
-      blank_id: it and the options after it are the attributes of `MultiblankRNNT`.
+    `logits` `[batch_dims..., T, U+1, V]`, `labels` `[batch_dims..., U]` and the lengths
+    `[batch_dims...]`, full if None, are the operands of `Transducer.__call__`; the options are the
+    attributes of `MultiblankRNNT`.
 
     Returns:
       Losses `[batch_dims...]` in nats.

@@ -95,13 +95,9 @@ def tdt_loss(
 ) -> Array:
     """The token-and-duration transducer's loss of every utterance: `TDT(...)(logits, ...)`.
 
-    Args:
-      logits: `[batch_dims..., T, U+1, V + D]`, the tokens' scores and behind them the durations';
-        it and the operands after it are those of `Transducer.__call__`.
-      labels: `[batch_dims..., U]` integers in [0, V).
-      logit_lengths: `[batch_dims...]`; all T if None.
-      label_lengths: `[batch_dims...]`; all U if None.
-      durations: it and the options after it are the attributes of `TDT`.
+    `logits` `[batch_dims..., T, U+1, V + D]`, the tokens' scores and behind them the durations',
+    `labels` `[batch_dims..., U]` in [0, V) and the lengths `[batch_dims...]`, full if None, are the
+    operands of `Transducer.__call__`; the options are the attributes of `TDT`.
 
     Returns:
       Losses `[batch_dims...]` in nats.
