@@ -108,12 +108,12 @@ __device__ __forceinline__ T SumOfClass(int32_t which, Share<T> share, int num_a
   return sum;
 }
 
-// `kClamp`: some utterance may have a clamp. Those that have none are clamped to all numbers.
+// `kClamp`: something may have a clamp. What has none is clamped to all numbers.
 template <bool kClamp, typename L>
-__device__ __forceinline__ GradientRule<Real<L>> RuleOf(const LogitGradientsStage<L>& s,
-                                                        int64_t b) {
+__device__ __forceinline__ GradientRule<Real<L>> RuleOf(const LogitGradientsStage<L>& s, int64_t b,
+                                                        int head) {
   using T = Real<L>;
-  auto rule = s.RuleOf(b);
+  auto rule = s.RuleOf(b, head);
   if (!kClamp) rule.clamp = T(0);
   if (kClamp && !(rule.clamp > T(0))) rule.clamp = T(INFINITY);
   return rule;
@@ -128,7 +128,7 @@ __device__ __attribute__((noinline)) Share<Real<L>> SecondHead(const LogitGradie
                                                                int32_t label,
                                                                LaneGroup<kLanes> group) {
   using T = Real<L>;
-  const auto rule = RuleOf<kClamp>(s, b);
+  const auto rule = RuleOf<kClamp>(s, b, 1);
   const T cotangent = s.cotangents[b];
   const int64_t node = (b * s.batch.max_frames + t) * s.batch.columns + u;
   const int num_arcs = s.emission.num_arcs;
@@ -151,7 +151,8 @@ __device__ __attribute__((noinline)) Share<Real<L>> SecondHead(const LogitGradie
     if (any) x = gradient.OfArcs(Widen(s.logits[start + v]), of_class, rule, cotangent);
     s.logit_gradients[start + v] = Narrow<L>(x);
   }
-  return {first.ReadsNothing() ? T(0) : rule.Weigh(posterior, first.IsLabel()),
+  const T weighed = s.RuleOf(b, 0).Weigh(posterior, first.IsLabel());
+  return {first.ReadsNothing() ? T(0) : weighed,
           first.IsLabel() && label < s.emission.sizes[0] ? label : first.fixed};
 }
 
@@ -177,15 +178,14 @@ __global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
   const unsigned all_singles = ptx::Kept(apart % 16 == 0 ? 0 : RowParts<L>::kAllSingles);
   ForEachFrame(s.batch, [&](const FramePlace& frame) {
     const T cotangent = s.cotangents[frame.b], outside = frame.valid ? T(0) : T(NAN);
-    const auto rule = RuleOf<kClamp>(s, frame.b);
-    const bool weighs = kHeads == 1 ? reads_label : !group.InUpperHalf();
-    const T weight = ptx::Kept(rule.Weigh(T(1), weighs));
+    // Those of two heads have a half of the lanes each.
+    const auto own_rule = RuleOf<kClamp>(s, frame.b, kHeads > 1 && group.InUpperHalf());
+    const T weight = ptx::Kept(own_rule.Weigh(T(1), kHeads > 1 || reads_label));
     const ColumnsOf labels(s.batch.LabelsOf(s.labels, frame.b));
     const ColumnsOf rows(s.logits + frame.node * row_size, row_size);
     const ColumnsOf gradients(s.logit_gradients + frame.node * row_size, row_size);
     // Lanes without an arc look at the first one's.
     const ColumnsOf posteriors(s.posteriors + frame.node * num_arcs + max(arc, 0), num_arcs);
-    // Of the head that this half of the lanes computes with.
     const ColumnsOf log_normalizers(
         s.log_normalizers + frame.node * kHeads + group.lane / (kLanes / kHeads), kHeads);
     // What a row starts with is fetched one row ahead: otherwise its posteriors, its label, the
@@ -211,7 +211,8 @@ __global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
       const L* from = rows[u];
       L* to = gradients[u];
       const T posterior = arc < 0 ? T(0) : start.posterior;
-      LogNormalizer<T> normalizer = start.normalizer;
+      auto rule = own_rule;
+      auto normalizer = start.normalizer;
       Share<T> share{weight * posterior, reads_label ? start.label : fixed};
       const bool as_laid_out = group.Any(share.own != T(0));
       if (!as_laid_out) {  // padding, or no path comes through: nothing to read
@@ -220,6 +221,7 @@ __global__ void __launch_bounds__(kRowThreads, kBlocks<L>)
         if (second) {
           share = SecondHead<L, kClamp>(s, frame.b, frame.t, u, start.label, group);
           normalizer = {group.From(normalizer.shift, 0), group.From(normalizer.log_sum, 0)};
+          if (kClamp) rule.clamp = group.From(rule.clamp, 0);
         }
         if (!second || !group.Any(share.own != T(0))) {
           Fill(to, second ? size : row_size, outside, group);

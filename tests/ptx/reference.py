@@ -162,7 +162,7 @@ def logit_gradients(
         nodes = b, slice(t), slice(u + 1)
         for h, out in enumerate(heads(gradients[nodes], sizes)):
             reads = [of[h] for _, _, of in arcs]
-            # A label is weighed in the first head alone, which alone has any.
+            # FastEmit and the clamp are of the first head.
             weights = [label_weights[b] if v == NEXT_LABEL else 1 for v in reads]
             weighed = posteriors[nodes] * weights
             weighed[..., [v == NOTHING for v in reads]] = 0
@@ -173,7 +173,7 @@ def logit_gradients(
                 for k, v in columns(fixed, labels[b], u) if fixed != NOTHING else []:
                     if 0 <= v < sizes[h]:
                         out[:, k, v] -= weighed[:, k, a]
-            if clamps[b] > 0:
+            if h == 0 and clamps[b] > 0:
                 out[...] = np.where(np.isnan(out), out, np.clip(out, -clamps[b], clamps[b]))
             out *= cotangents[b]
             out[(weighed == 0).all(-1)] = 0
