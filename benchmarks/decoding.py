@@ -1,11 +1,12 @@
-"""Greedy decoding: utterances a second and evaluations of the joint, with and without big blanks.
+"""Greedy decoding: utterances a second and evaluations of the joint, of each transducer.
 
     python benchmarks/decoding.py [--quick]        cpu.py does this, too
 
 The joint is synthetic: it costs what a real one costs, but what it answers is laid down. Labels are
-due at random frames, and where none is due it answers with the longest blank that ends before the
-next one: as a model does that has learnt its durations perfectly. So the evaluations saved are the
-most that these durations can save, and are the durations' doing, not the implementation's.
+due at random frames; it answers with them where they are, with a blank elsewhere, and each time
+with the longest duration that ends before the next one: as a model does that has learnt its
+durations perfectly. So the evaluations saved are the most that these durations can save, and are
+the durations' doing, not the implementation's.
 """
 
 import argparse
@@ -15,15 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mbrnnt import greedy_decode
+from jax_mbrnnt import TDT, MultiblankRNNT, Transducer, greedy_decode
 from programs import BIG_BLANKS
 from timing import Call, interleave
 
 BATCH, FRAMES, HIDDEN, CLASSES = 16, 400, 256, 512
 EVERY = 6  # frames a label, on average
+TRANSDUCERS: dict[str, Transducer] = {
+    "RNN-T": MultiblankRNNT(),
+    "multi-blank": MultiblankRNNT(big_blank_durations=BIG_BLANKS),
+    "TDT, 0 to 4": TDT(durations=(0, 1, 2, 3, 4)),
+}
 
 
-def make_decoder(durations: tuple[int, ...], due: np.ndarray) -> tuple[Any, tuple[Any, ...]]:
+def make_decoder(transducer: Transducer, due: np.ndarray) -> tuple[Any, tuple[Any, ...]]:
     """`decode(parameters, encoded)` and its operands; `due` `[B, T]` says where labels are."""
     batch, frames = due.shape
     # Frames from each to the next label or the end, so 0 where one is due; and labels till then.
@@ -36,12 +42,20 @@ def make_decoder(durations: tuple[int, ...], due: np.ndarray) -> tuple[Any, tupl
     features = jax.random.normal(keys[0], (batch, frames, HIDDEN))
     schedule = jnp.asarray(np.stack([after, count], axis=-1), jnp.float32)
     encoded = jnp.concatenate([features, schedule], axis=-1)
+    scores = 2 * CLASSES - transducer.emission(CLASSES).num_labels  # CLASSES in the first head
     parameters = (
-        jax.random.normal(keys[1], (HIDDEN, CLASSES)) / HIDDEN**0.5,
+        jax.random.normal(keys[1], (HIDDEN, scores)) / HIDDEN**0.5,
         jax.random.normal(keys[2], (CLASSES, HIDDEN)),
     )
-    lengths = np.array([1, *durations])
-    blanks = CLASSES - 1 - np.arange(len(lengths))
+    emission, arcs = transducer.emission(scores), transducer.arcs
+    blank = emission.blanks[0]
+    durations = np.array([arc.duration for arc in arcs])
+    emits = np.array([arc.emits for arc in arcs])
+    # Where the classes that arcs read by their numbers stand in a row, and which arcs read each.
+    reads = np.array(emission.reads)
+    read = np.where(reads >= 0, reads + np.cumsum((0, *emission.heads[:-1])), -1)
+    places = np.unique(read[reads >= 0])
+    readers = (read == places[:, None, None]).any(axis=-1)
 
     def decode(parameters, encoded):
         kernel, embedding = parameters
@@ -49,21 +63,22 @@ def make_decoder(durations: tuple[int, ...], due: np.ndarray) -> tuple[Any, tupl
         def joint(frame, prediction):
             embedded, emitted = prediction
             logits = jnp.tanh(frame[:, :HIDDEN] + embedded) @ kernel
-            after, count = frame[:, HIDDEN], frame[:, HIDDEN + 1]
-            fits = jnp.where(lengths <= after[:, None], 100.0 + lengths, -100.0)
+            after, count = frame[:, HIDDEN, None], frame[:, HIDDEN + 1]
             speaks = (emitted < count)[:, None]
-            return logits.at[:, blanks].set(jnp.where(speaks, -100.0, fits))
+            worth = jnp.where((emits == speaks) & (durations <= after), 100.0 + durations, -100.0)
+            of_classes = jnp.where(readers, worth[:, None], -100.0).max(axis=-1)
+            return logits.at[:, places].set(of_classes)
 
         def predict(labels, state):
-            emitted = state + (labels != CLASSES - 1)  # not the start
+            emitted = state + (labels != blank)  # not the start
             return (embedding[labels], emitted), emitted
 
         return greedy_decode(
+            transducer,
             joint,
             predict,
             encoded,
             initial_state=jnp.zeros(batch, jnp.int32),
-            big_blank_durations=durations,
             max_labels=frames,
         )
 
@@ -75,8 +90,8 @@ def run(quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
     due = np.random.default_rng(0).random((BATCH, FRAMES)) < 1 / EVERY
     calls: dict[str, Call] = {}
     found: dict[str, Any] = {}
-    for name, durations in (("RNN-T", ()), ("multi-blank", BIG_BLANKS)):
-        decode, operands = make_decoder(durations, due)
+    for name, transducer in TRANSDUCERS.items():
+        decode, operands = make_decoder(transducer, due)
         program = jax.jit(decode).lower(*operands).compile()
         found[name] = program(*operands)
         # Every path must say each label at its frame; else the two are not comparable.
@@ -88,8 +103,8 @@ def run(quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
     lines = [
         f"Greedy decoding, B = {BATCH}, T = {FRAMES}, V = {CLASSES}, joint of one {HIDDEN} x "
         f"{CLASSES} product. Assumed: a label",
-        f"every {EVERY} frames on average, at random; else the longest blank that ends before the "
-        "next label.",
+        f"every {EVERY} frames on average, at random, and each time the longest duration that ends "
+        "before the next.",
         f"  {'':28}{'ms':>8}{'utterances/s':>14}{'joint evaluations':>19}{'labels':>8}",
     ]
     rows = []

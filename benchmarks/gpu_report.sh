@@ -227,7 +227,7 @@ report_jax() {
   python3 -P -c 'import xdist' 2>/dev/null && workers=(-n "${GPU_REPORT_WORKERS:-4}")
   run "tests" 200 "$dir/tests.log" "${pytest[@]}" -v --durations=10 "${workers[@]}"
   # What a copy reached in the other part, TB/s, if that was here before.
-  bandwidth="$(awk -F, '$1 == "copy" { print $14 }' "$dir/kernels.csv" 2>/dev/null)"
+  bandwidth="$(awk -F, '$1 == "copy" { print $15 }' "$dir/kernels.csv" 2>/dev/null)"
   measure "value_and_grad" 170 "python3 benchmarks/gpu.py --seconds 150 --csv '$dir/gpu.csv' \
     ${bandwidth:+--bandwidth $bandwidth} $peers"
   measure "joint" 110 "python3 benchmarks/joint.py --large"

@@ -4,9 +4,9 @@
 // before it is timed.
 //
 //   kernels [--repeats N] [--csv FILE]
-//   kernels --profile      every kernel once at the first shape, for a profiler
+//   kernels --profile      every kernel once at the first shapes, for a profiler
 //
-// The kernels are those of cuda/, and one of problem.h that fills the L2 cache.
+// The kernels are those of cuda/, and one of device.h that fills the L2 cache.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -22,7 +22,7 @@ namespace {
 using namespace mbrnnt;
 using namespace mbrnnt::benchmarks;
 
-// The last numbers: goals of the design, or 0.
+// The last numbers: goals, or 0.
 constexpr Shape kShapes[] = {
     {16, 400, 101, 1024, 2.1, 1.1, 30},
     {32, 250, 51, 512, 0.70, 0.38, 0},
@@ -31,6 +31,7 @@ constexpr Shape kShapes[] = {
     {1, 1500, 301, 32, 0, 0, 110},
     {8, 1500, 301, 1024, 11.2, 5.8, 110},
 };
+constexpr Shape kTdtShapes[] = {{4, 200, 40, 8193, 0.90, 0.50, 0}, {8, 100, 20, 1025, 0.20, 0, 0}};
 
 // ---- The report ------------------------------------------------------------------
 
@@ -41,9 +42,9 @@ class Report {
       throw std::runtime_error(std::string("cannot write ") + path);
     }
     Line(
-        "stage,B,T,U+1,V,dtype,durations,median_us,min_us,max_us,floor_bytes,floor_us,"
+        "stage,B,T,U+1,V,dtype,transducer,durations,median_us,min_us,max_us,floor_bytes,floor_us,"
         "times_floor,TB/s,max_error\n");
-    Line("copy,,,,,,,,,,,,," + std::to_string(bandwidth * 1e-12) + ",\n");
+    Line("copy,,,,,,,,,,,,,," + std::to_string(bandwidth * 1e-12) + ",\n");
   }
   ~Report() {
     if (csv_) std::fclose(csv_);
@@ -54,13 +55,13 @@ class Report {
   double FloorUs(double bytes) const { return 1e6 * bytes / bandwidth_; }
   double TimesFloor(Times times, double bytes) const { return times.median / FloorUs(bytes); }
 
-  void Write(const char* stage, const Shape& s, const char* dtype, bool big_blanks, Times times,
-             double bytes, double error) {
+  void Write(const char* stage, const Shape& s, const char* dtype, const Transducer& transducer,
+             Times times, double bytes, double error) {
     char line[400];
     std::snprintf(line, sizeof(line),
-                  "%s,%ld,%ld,%ld,%ld,%s,%s,%.2f,%.2f,%.2f,%.0f,%.2f,%.3f,%.3f,%.1e\n", stage,
+                  "%s,%ld,%ld,%ld,%ld,%s,%s,%s,%.2f,%.2f,%.2f,%.0f,%.2f,%.3f,%.3f,%.1e\n", stage,
                   long(s.batch), long(s.frames), long(s.columns), long(s.classes), dtype,
-                  big_blanks ? "2 4 8" : "none", times.median, times.min, times.max, bytes,
+                  transducer.name, transducer.durations, times.median, times.min, times.max, bytes,
                   FloorUs(bytes), TimesFloor(times, bytes), bytes / times.median * 1e-6, error);
     Line(line);
   }
@@ -92,14 +93,15 @@ double CopyBandwidth(const Stopwatch& stopwatch) {
 
 // False if a result was wrong or a kernel failed. Too little memory is data.
 template <typename L>
-bool Measure(const Shape& shape, bool big_blanks, const Stopwatch& stopwatch, Report& report) {
+bool Measure(const Shape& shape, const Transducer& transducer, const Stopwatch& stopwatch,
+             Report& report) {
   const bool is_f32 = std::is_same_v<L, float>;
   const char* dtype = is_f32 ? "f32" : "bf16";
-  std::printf("%2ld,%4ld,%3ld,%4ld %-4s %-5s", long(shape.batch), long(shape.frames),
-              long(shape.columns), long(shape.classes), dtype, big_blanks ? "2,4,8" : "none");
+  std::printf("%2ld,%4ld,%3ld,%4ld %-4s %-11s", long(shape.batch), long(shape.frames),
+              long(shape.columns), long(shape.classes), dtype, transducer.name);
   bool right = true;
   try {
-    const Problem<L> problem(shape, big_blanks);
+    const Problem<L> problem(shape, transducer);
     const cudaStream_t stream = stopwatch.stream();
     const double error = problem.Error(stream);
     // A gradient is at most 1, and half precision rounds it by up to 2^-9.
@@ -112,7 +114,7 @@ bool Measure(const Shape& shape, bool big_blanks, const Stopwatch& stopwatch, Re
         if (with_copy) problem.CopyLogitsToGradients(stream);
       };
       const Times times = stopwatch.Time(prepare, run);
-      report.Write(stage, shape, dtype, big_blanks, times, bytes, error);
+      report.Write(stage, shape, dtype, transducer, times, bytes, error);
       return times;
     };
     const auto print = [&](Times times, double bytes) {
@@ -128,7 +130,7 @@ bool Measure(const Shape& shape, bool big_blanks, const Stopwatch& stopwatch, Re
     std::printf(" %8.1f %8.1f", losses.median, score.median);
     if (shape.goal_lattice > 0) std::printf(" %5.0f", shape.goal_lattice);
     if (shape.goal_f32 > 0) {
-      const double logits = double(sizeof(L)) * shape.logits();
+      const double logits = double(sizeof(L)) * problem.num_logits();
       if (!(shape.goal_lattice > 0)) std::printf("      ");
       print(time("arc_log_probs", logits, false, [&] { forward(false); }), logits);
       // The lattice's last call was for the losses alone; the posteriors are still there.
@@ -141,7 +143,8 @@ bool Measure(const Shape& shape, bool big_blanks, const Stopwatch& stopwatch, Re
         backward(true);
       };
       print(time("all_in_place", 3 * logits, true, all), 3 * logits);
-      std::printf(" %5.2f", is_f32 ? shape.goal_f32 : shape.goal_bf16);
+      const double goal = is_f32 ? shape.goal_f32 : shape.goal_bf16;
+      if (goal > 0) std::printf(" %5.2f", goal);
     }
   } catch (const OutOfMemory& e) {
     std::printf(" %s", e.what());
@@ -155,8 +158,8 @@ bool Measure(const Shape& shape, bool big_blanks, const Stopwatch& stopwatch, Re
 }
 
 template <typename L>
-void RunOnce(const Shape& shape, cudaStream_t stream) {
-  const Problem<L> problem(shape, /*big_blanks=*/true);
+void RunOnce(const Shape& shape, const Transducer& transducer, cudaStream_t stream) {
+  const Problem<L> problem(shape, transducer);
   problem.ArcLogProbs(/*of_copy=*/false, stream);
   problem.LatticeLosses(/*with_posteriors=*/true, stream);
   problem.LatticeLosses(/*with_posteriors=*/false, stream);
@@ -182,8 +185,11 @@ int Main(int argc, char** argv) {
   }
   const Stopwatch stopwatch(repeats);
   if (profile) {
-    RunOnce<float>(kShapes[0], stopwatch.stream());
-    RunOnce<BFloat16>(kShapes[0], stopwatch.stream());
+    const Shape &multiblank = kShapes[0], &tdt = kTdtShapes[0];
+    RunOnce<float>(multiblank, Multiblank(multiblank.classes, true), stopwatch.stream());
+    RunOnce<BFloat16>(multiblank, Multiblank(multiblank.classes, true), stopwatch.stream());
+    RunOnce<float>(tdt, Tdt(tdt.classes), stopwatch.stream());
+    RunOnce<BFloat16>(tdt, Tdt(tdt.classes), stopwatch.stream());
     return 0;
   }
   const double bandwidth = CopyBandwidth(stopwatch);
@@ -191,16 +197,19 @@ int Main(int argc, char** argv) {
   std::printf("Kernels, medians of %d, L2 flushed. Copy within the device: %.2f TB/s.\n", repeats,
               bandwidth * 1e-12);
   std::printf("ms, x: times the floor at that bandwidth. lattice, score: us. Goals: of an H200.\n");
-  std::printf("%-25s %8s %8s %5s %8s %4s %8s %4s %8s %4s %8s %4s %5s\n", " B,   T,U+1,   V",
+  std::printf("%-31s %8s %8s %5s %8s %4s %8s %4s %8s %4s %8s %4s %5s\n", " B,   T,U+1,   V",
               "lattice", "score", "goal", "arcs", "x", "gradient", "x", "in place", "x", "all", "x",
               "goal");
   bool right = true;
+  const auto measure = [&](const Shape& shape, const Transducer& transducer) {
+    right &= Measure<float>(shape, transducer, stopwatch, report);
+    if (shape.goal_f32 > 0) right &= Measure<BFloat16>(shape, transducer, stopwatch, report);
+  };
   for (const Shape& shape : kShapes) {
-    for (const bool big_blanks : {true, false}) {
-      right &= Measure<float>(shape, big_blanks, stopwatch, report);
-      if (shape.goal_bf16 > 0) right &= Measure<BFloat16>(shape, big_blanks, stopwatch, report);
-    }
+    for (const bool big_blanks : {true, false})
+      measure(shape, Multiblank(shape.classes, big_blanks));
   }
+  for (const Shape& shape : kTdtShapes) measure(shape, Tdt(shape.classes));
   return right ? 0 : 1;
 }
 

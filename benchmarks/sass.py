@@ -28,7 +28,6 @@ WARP, PACK_BYTES, PACKS_A_ROUND = 32, 16, 4
 ROW_KERNEL = r"(ArcLogProbs|LogitGradients)Kernel<(?!double\b).*"
 DOUBLES, FLOATS = "DFMA|DMUL|DADD", "FFMA|FMUL|FADD"
 SWEEP_KERNEL = r"SweepKernel<.*"
-FEW_LANES = r".*, 8\b.*"  # of rows that are too short for a warp
 STEPS_A_ROUND = 8  # of the loop of a sweep, if it has so many shuffles; otherwise one
 
 
@@ -92,11 +91,13 @@ class RowKernel:
     `body` is once around the loop that loads the most packs (at least four). `row` is once around
     the loop outside of it, for an aligned row of V logits: the body as often as it takes, and
     otherwise the longest path that neither loads nor stores a pack (those are of rows of other
-    lengths), does not call a function, and makes no round over single elements.
+    lengths), does not call a function, and makes no round over single elements. So a second head
+    counts whole, if it has a lane for each of its logits.
     """
 
     def __init__(self, kernel: Kernel, arch: int) -> None:
         self.name, self.arch = kernel.name, arch
+        self.lanes, self.heads = map(int, re.findall(r", (\d+)", kernel.name))
         self.element_bytes = 4 if "<float" in kernel.name else 2
         self.reads_only = "ArcLogProbs" in kernel.name
         self.elements = PACKS_A_ROUND * PACK_BYTES // self.element_bytes
@@ -127,7 +128,7 @@ class RowKernel:
 
         self.body = Path.round(kernel, arch, loop, rounds=rounds, off=off)
         self.row = None
-        if not re.fullmatch(FEW_LANES, kernel.name):
+        if self.lanes == WARP:
             self.row = Path.round(kernel, arch, loop.parent, rounds=rounds, off=off)
 
     def row_count(self) -> int:
@@ -136,6 +137,10 @@ class RowKernel:
 
     def row_bytes(self) -> int:
         return V * self.element_bytes * (1 if self.reads_only else 2)
+
+    def of_one_head(self) -> str:
+        """The name of the same for rows of one head."""
+        return self.name.replace(f", {self.lanes}, {self.heads}", f", {WARP}, 1")
 
 
 class SweepKernel:
@@ -299,6 +304,18 @@ def table_of_floors(rows: Iterable[RowKernel]) -> Iterator[str]:
     yield from table(head, (cells(k, k.row.slots()[0]) for k in rows if k.row))
 
 
+def table_of_heads(rows: Iterable[RowKernel]) -> Iterator[str]:
+    """What a second head adds to the first one's V logits."""
+    counts = {kernel.name: kernel.row_count() for kernel in rows}
+
+    def cells(two: RowKernel) -> list[object]:
+        one, both = counts[two.of_one_head()], counts[two.name]
+        return [two.name, one, both, f"{both / one:.3f}"]
+
+    head = ["kernel", f"row of {V}, one head", "with a second", "ratio"]
+    yield from table(head, (cells(k) for k in rows if k.heads == 2 and k.row))
+
+
 def commit() -> str:
     command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
@@ -315,7 +332,7 @@ def report(arch: int, found: list[Kernel]) -> Iterator[str]:
     yield f"sm_{arch}"
     yield from ["", *table_of_kernels(found)]
     if rows:
-        yield from ["", *table_of_rows(rows)]
+        yield from ["", *table_of_rows(rows), "", *table_of_heads(rows)]
     if sweeps:
         yield from ["", *table_of_sweeps(sweeps)]
     if rows and arch == 90:
@@ -328,7 +345,9 @@ instructions load and store 4 bytes or less, 8, and 16 of global memory.
 
 Rows of logits: instructions of the loop over four packs and for each of a lane's elements; the sum
 of its stall counts; the cycles of a warp that is alone, data in L2; the cycles that it holds the
-port of a scheduler that it holds the longest. Then the instructions and slots of one aligned row.
+port of a scheduler that it holds the longest. Then the instructions and slots of one aligned row;
+with two heads, of one whose second head has at most a logit for each lane (for half of them, where a
+TDT's gradient is laid out in halves of the lanes).
 
 The sweep: the same, for each step of the lattice, of the warp that walks (forward and backward,
 where they differ) and of those that bring what it needs.

@@ -14,8 +14,6 @@ import tempfile
 import numpy as np
 from flax import nnx
 
-from jax_mbrnnt import MultiblankRNNT
-
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples" / "spoken_words"))
 
 import devices
@@ -62,8 +60,8 @@ def main() -> None:
     recordings = train.choose_recordings(options, recipe)
     training_set, test_set = train.make_sets(options.seed, recordings, recipe)
     buckets, unseen = make_buckets(training_set, recipe.buckets), make_bucket(test_set[:UTTERANCES])
-    big_blanks = MultiblankRNNT(big_blank_durations=recipe.big_blank_durations, sigma=recipe.sigma)
-    for name, transducer in {"rnnt": MultiblankRNNT(), "multiblank": big_blanks}.items():
+    for name, transducer in recipe.transducers.items():
+        name = name.lower().replace("-", "")
         untrained = Recogniser(recipe, transducer, rngs=nnx.Rngs(options.seed))
         write(arguments.directory / f"{name}-untrained.npz", untrained, unseen.whole())
         with tempfile.TemporaryDirectory() as checkpoints:

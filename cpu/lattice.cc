@@ -35,7 +35,15 @@ class Diagonals {
   // The columns whose t is one of 0..T.
   int64_t Begin(int64_t d) const { return std::max<int64_t>(0, d - extent_.frames); }
   int64_t End(int64_t d) const { return std::min(extent_.labels, d) + 1; }
-  int64_t At(int64_t d, int64_t u) const { return d % rows_ * width_ + 1 + u; }
+  int64_t At(int64_t d, int64_t u) const { return AtRow(RowOf(d), u); }
+  // That of the diagonal `steps` behind (or, negative, before) one whose row is known: fewer than
+  // there are rows. A division for each would cost as much as the nodes do.
+  int64_t RowOf(int64_t d) const { return d % rows_; }
+  int64_t AtRow(int64_t row, int64_t u) const { return row * width_ + 1 + u; }
+  int64_t After(int64_t row, int64_t steps) const {
+    const int64_t to = row + steps;
+    return to >= rows_ ? to - rows_ : to < 0 ? to + rows_ : to;
+  }
 
  private:
   Extent extent_;
@@ -46,7 +54,7 @@ class Diagonals {
 // is what the loops read beyond the last one.
 int64_t SizeOfPlace(int64_t frames, int64_t columns, int64_t num_arcs, bool with_posteriors) {
   const Diagonals diagonals(Extent{frames, columns - 1, true});
-  return diagonals.size() * (num_arcs + (with_posteriors ? 4 : 2)) + kReadBeyond;
+  return diagonals.size() * 2 * (num_arcs + (with_posteriors ? 2 : 1)) + kReadBeyond;
 }
 template <typename T>
 int64_t SizeOfPlace(const LatticeStage<T>& s) {
@@ -67,23 +75,21 @@ class Utterance {
   int64_t num_rows() const { return diagonals_.rows(); }
   int64_t num_diagonals() const { return diagonals_.Last() + 1; }
 
-  // A row's log-probabilities from where its nodes stand in memory; -inf elsewhere. No node has a
+  // Rows' log-probabilities from where their nodes stand in memory; -inf elsewhere. No node has a
   // number yet.
-  void ReadRow(int64_t row) {
-    const int64_t num_arcs = lattice_.table.size;
-    const int64_t begin = row * diagonals_.width();
-    const int64_t end = row + 1 < num_rows() ? begin + diagonals_.width() : diagonals_.size();
-    const auto fill = [&](T* plane, T x) { std::fill(plane + begin, plane + end, x); };
-    for (int a = 0; a < num_arcs; ++a) {
-      fill(Arcs(a), -T(INFINITY));
-      for (int64_t d = row; d < num_diagonals(); d += num_rows()) ReadArc(a, d);
-    }
+  void ReadRows(int64_t first, int64_t last) {
+    const int64_t begin = first * diagonals_.width();
+    const int64_t end = last < num_rows() ? last * diagonals_.width() : diagonals_.size();
     const auto fill_with_zero = [&](ScaledRow<T> numbers) {
-      fill(numbers.mantissas, T(0));
-      fill(numbers.exponents, -T(INFINITY));
+      std::fill(numbers.mantissas + begin, numbers.mantissas + end, T(0));
+      std::fill(numbers.exponents + begin, numbers.exponents + end, -T(INFINITY));
     };
+    for (int a = 0; a < lattice_.table.size; ++a) fill_with_zero(Arcs(a));
     fill_with_zero(Alphas());
     if (s_.posteriors) fill_with_zero(Betas());
+    for (int64_t row = first; row < last; ++row) {
+      for (int64_t d = row; d < num_diagonals(); d += num_rows()) ReadDiagonal(d);
+    }
   }
 
   void WriteAlphas() {
@@ -100,32 +106,31 @@ class Utterance {
     if (lattice_.extent.valid) Walk</*kForward=*/false>(Betas());
   }
 
-  // In the arcs' place.
+  // To where they belong.
   void WritePosteriors(int64_t d) {
-    const int64_t begin = diagonals_.Begin(d), n = diagonals_.End(d) - begin;
-    for (int a = 0; a < lattice_.table.size; ++a) {
+    const int num_arcs = lattice_.table.size;
+    const int64_t begin = BeginOfNodes(d), n = diagonals_.End(d) - begin;
+    const int64_t row = diagonals_.RowOf(d);
+    ArcRow<T> arcs[kMaxArcs];
+    for (int a = 0; a < num_arcs; ++a) {
       const Arc arc = lattice_.table.arcs[a];
       // An arc beyond the final node is none, whatever number it finds.
-      const int64_t to = std::min(d + Steps(arc), diagonals_.Last());
-      T* arcs = Arcs(a) + diagonals_.At(d, begin);
-      loops_.posteriors(n, Alphas() + diagonals_.At(d, begin), arcs,
-                        Betas() + diagonals_.At(to, begin + arc.emits), s_.likelihoods[b_], arcs);
+      const int64_t to =
+          diagonals_.After(row, std::min({Steps(arc), diagonals_.Last() - d, num_rows() - 1}));
+      arcs[a] = {Arcs(a) + diagonals_.AtRow(row, begin),
+                 Betas() + diagonals_.AtRow(to, begin + arc.emits)};
     }
+    T* posteriors = s_.posteriors + b_ * s_.batch.NodesPerUtterance() * num_arcs;
+    loops_.posteriors(n, num_arcs, Alphas() + diagonals_.AtRow(row, begin), arcs,
+                      s_.likelihoods[b_], posteriors + InMemory(d, begin), InMemory(0, 1));
   }
 
-  // A frame's posteriors to where they belong.
-  void WriteFrame(int64_t t) const {
+  // What of a frame is no node.
+  void WritePadding(int64_t t) const {
     const int64_t num_arcs = lattice_.table.size, columns = lattice_.columns;
-    const int64_t inside = lattice_.extent.ColumnsAt(t);
     T* frame = s_.posteriors + (b_ * s_.batch.max_frames + t) * columns * num_arcs;
-    for (int64_t u = 0; u < inside; ++u) {
-      const T* posteriors = Arcs(0) + diagonals_.At(t + u, u);
-      for (int a = 0; a < num_arcs; ++a) {
-        frame[u * num_arcs + a] = posteriors[a * diagonals_.size()];
-      }
-    }
     const T padding = lattice_.extent.valid ? T(0) : T(NAN);
-    std::fill(frame + inside * num_arcs, frame + columns * num_arcs, padding);
+    std::fill(frame + lattice_.extent.ColumnsAt(t) * num_arcs, frame + columns * num_arcs, padding);
   }
 
  private:
@@ -133,19 +138,38 @@ class Utterance {
   static int64_t Steps(Arc arc) { return int64_t{arc.duration} + arc.emits; }
 
   // Planes, in the order of `diagonals_`.
-  T* Plane(int64_t i) const { return numbers_ + i * diagonals_.size(); }
-  ScaledRow<T> Alphas() const { return {Plane(0), Plane(1)}; }
-  T* Arcs(int a) const { return Plane(2 + a); }
-  ScaledRow<T> Betas() const {
-    return {Plane(2 + lattice_.table.size), Plane(3 + lattice_.table.size)};
+  ScaledRow<T> Planes(int64_t i) const {
+    T* const mantissas = numbers_ + 2 * i * diagonals_.size();
+    return {mantissas, mantissas + diagonals_.size()};
+  }
+  ScaledRow<T> Alphas() const { return Planes(0); }
+  ScaledRow<T> Arcs(int a) const { return Planes(1 + a); }
+  ScaledRow<T> Betas() const { return Planes(1 + lattice_.table.size); }
+
+  // That of the nodes of a diagonal, which are side by side in `diagonals_` and as far apart as
+  // InMemory(0, 1) in the arcs' log-probabilities. Its last column is End's.
+  int64_t BeginOfNodes(int64_t d) const {
+    return std::max<int64_t>(0, d - (lattice_.extent.frames - 1));
+  }
+  int64_t InMemory(int64_t d, int64_t u) const {
+    return ((d - u) * lattice_.columns + u) * lattice_.table.size;
   }
 
-  void ReadArc(int a, int64_t d) {
-    int64_t begin = diagonals_.Begin(d), end = diagonals_.End(d);
-    while (begin < end && !lattice_.HasArc(d - begin, begin, a)) ++begin;
-    while (begin < end && !lattice_.HasArc(d - (end - 1), end - 1, a)) --end;
-    T* arcs = Arcs(a) + diagonals_.At(d, 0);
-    for (int64_t u = begin; u < end; ++u) arcs[u] = lattice_.ArcLogProb(d - u, u, a);
+  void ReadDiagonal(int64_t d) {
+    const int num_arcs = lattice_.table.size;
+    const int64_t begin = BeginOfNodes(d), end = diagonals_.End(d);
+    if (begin >= end) return;
+    loops_.weights(end - begin, num_arcs, lattice_.arc_log_probs + InMemory(d, begin),
+                   InMemory(0, 1), Arcs(0) + diagonals_.At(d, begin), 2 * diagonals_.size());
+    for (int a = 0; a < num_arcs; ++a) {
+      const ScaledRow<T> arcs = Arcs(a) + diagonals_.At(d, 0);
+      const auto remove = [&](int64_t u) {
+        arcs.mantissas[u] = T(0);
+        arcs.exponents[u] = -T(INFINITY);
+      };
+      for (int64_t u = begin; u < end && !lattice_.HasArc(d - u, u, a); ++u) remove(u);
+      for (int64_t u = end - 1; u >= begin && !lattice_.HasArc(d - u, u, a); --u) remove(u);
+    }
   }
 
   // Alphas from the first diagonal on, betas from the last one back.
@@ -159,6 +183,7 @@ class Utterance {
     for (int64_t step = 1; step <= last; ++step) {
       const int64_t d = kForward ? step : last - step;
       const int64_t begin = diagonals_.Begin(d), n = diagonals_.End(d) - begin;
+      const int64_t row = diagonals_.RowOf(d);
       ArcRow<T> arcs[kMaxArcs];
       int num_arcs = 0;
       for (int a = 0; a < lattice_.table.size; ++a) {
@@ -167,13 +192,13 @@ class Utterance {
         // No node has it: its other ends are on no diagonal, or it is too long for the frames. (It
         // would be looked up in the very row that is written.)
         if (steps > std::min(step, lattice_.extent.frames)) continue;
-        const int64_t tails =
-            kForward ? diagonals_.At(d - steps, begin - arc.emits) : diagonals_.At(d, begin);
-        const int64_t others = kForward ? tails : diagonals_.At(d + steps, begin + arc.emits);
+        const int64_t others = diagonals_.AtRow(diagonals_.After(row, kForward ? -steps : steps),
+                                                begin + (kForward ? -arc.emits : arc.emits));
+        const int64_t tails = kForward ? others : diagonals_.AtRow(row, begin);
         arcs[num_arcs++] = {Arcs(a) + tails, numbers + others};
       }
       if (num_arcs == 0) continue;
-      loops_.sum_over_arcs(n, num_arcs, arcs, numbers + diagonals_.At(d, begin));
+      loops_.sum_over_arcs(n, num_arcs, arcs, numbers + diagonals_.AtRow(row, begin));
     }
   }
 
@@ -195,12 +220,12 @@ void ComputeByUtterances(const LatticeStage<T>& s, const ParallelFor& parallel_f
     for (int64_t place = begin; place < end; ++place) {
       for (int64_t b; (b = next.fetch_add(1, std::memory_order_relaxed)) < s.batch.size;) {
         Utterance<T> utterance(s, b, place);
-        for (int64_t row = 0; row < utterance.num_rows(); ++row) utterance.ReadRow(row);
+        utterance.ReadRows(0, utterance.num_rows());
         utterance.WriteAlphas();
         if (!s.posteriors) continue;
         utterance.WriteBetas();
         for (int64_t d = 0; d < utterance.num_diagonals(); ++d) utterance.WritePosteriors(d);
-        for (int64_t t = 0; t < s.batch.max_frames; ++t) utterance.WriteFrame(t);
+        for (int64_t t = 0; t < s.batch.max_frames; ++t) utterance.WritePadding(t);
       }
     }
   });
@@ -218,7 +243,7 @@ void ComputeByParts(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
     });
   };
   for_parts(s.batch.max_frames + 1, [](Utterance<T>& utterance, int64_t row) {
-    if (row < utterance.num_rows()) utterance.ReadRow(row);
+    if (row < utterance.num_rows()) utterance.ReadRows(row, row + 1);
   });
   for_parts(2, [](Utterance<T>& utterance, int64_t direction) {
     direction == 0 ? utterance.WriteAlphas() : utterance.WriteBetas();
@@ -227,7 +252,7 @@ void ComputeByParts(const LatticeStage<T>& s, const ParallelFor& parallel_for) {
     if (d < utterance.num_diagonals()) utterance.WritePosteriors(d);
   });
   for_parts(s.batch.max_frames,
-            [](Utterance<T>& utterance, int64_t t) { utterance.WriteFrame(t); });
+            [](Utterance<T>& utterance, int64_t t) { utterance.WritePadding(t); });
 }
 
 }  // namespace

@@ -107,57 +107,48 @@ MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes, in
   return {shift, SumOf((sums[0] + sums[1]) + (sums[2] + sums[3]))};
 }
 
-// The same of a register of rows: `columns` has a head's classes, fewer than a register takes, one
-// behind the other, each of all rows. The sum is that of RowSumOfExp to the last bit.
+// One logarithm for a register of rows: where V is small it costs as much as the rest.
 template <typename T>
-MBRNNT_HD SumOfExp<Vec<T>> SumsOfExp(const T (*columns)[kLanes<T>], int64_t num_classes) {
-  using V = Vec<T>;
-  V maximum = Constant<V>(-T(INFINITY));
-  for (int64_t v = 0; v < num_classes; ++v) maximum = Maximum(maximum, Load(columns[v]));
-  const V shift = maximum == -T(INFINITY) ? V{} : maximum;
-  V sums[kLanes<T>] = {};
-  for (int64_t v = 0; v < num_classes; ++v) sums[v] = Exp(Load(columns[v]) - shift);
-  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
-    for (int v = 0; v < half; ++v) sums[v] += sums[v + half];
-  }
-  return {shift, sums[0]};
+MBRNNT_HD void TakeLogSums(T* sums) {
+  for (int i = 0; i < kRows; i += kLanes<T>) Store(sums + i, LogSum(Load(sums + i)));
 }
 
-// One logarithm for a register of rows: where V is small it costs as much as the rest.
 template <typename L>
-void LogNormalizers(const L* logits, int64_t num_rows, const Emission& emission,
-                    LogNormalizer<Real<L>>* log_normalizers) {
-  using T = Real<L>;
-  const int64_t row_size = emission.RowSize();
-  const int num_heads = emission.num_heads;
-  for (int64_t row = 0; row < num_rows; row += kLanes<T>) {
-    const int size = static_cast<int>(std::min<int64_t>(kLanes<T>, num_rows - row));
-    for (int h = 0; h < num_heads; ++h) {
-      const L* head = logits + row * row_size + (h == 0 ? 0 : emission.sizes[0]);
-      const int64_t num_classes = emission.sizes[h];
-      T shifts[kLanes<T>] = {}, sums[kLanes<T>] = {};
-      if (num_classes < kLanes<T>) {
-        T columns[kLanes<T>][kLanes<T>];
-        for (int64_t v = 0; v < num_classes; ++v) {
-          for (int i = 0; i < kLanes<T>; ++i) {
-            columns[v][i] = i < size ? ToReal(head[i * row_size + v]) : T(0);
-          }
-        }
-        const auto of_rows = SumsOfExp<T>(columns, num_classes);
-        Store(shifts, of_rows.shift);
-        Store(sums, of_rows.sum);
-      } else {
-        for (int i = 0; i < size; ++i) {
-          const SumOfExp<T> of_row = RowSumOfExp(head + i * row_size, num_classes, row_size);
-          shifts[i] = of_row.shift;
-          sums[i] = of_row.sum;
-        }
-      }
-      T log_sums[kLanes<T>];
-      Store(log_sums, LogSum(Load(sums)));
-      for (int i = 0; i < size; ++i) {
-        log_normalizers[(row + i) * num_heads + h] = {shifts[i], log_sums[i]};
-      }
+void LogNormalizers(const L* logits, int num_rows, int64_t num_classes, int64_t row_size,
+                    Real<L>* shifts, Real<L>* log_sums) {
+  for (int i = 0; i < kRows; ++i) log_sums[i] = 0;
+  for (int i = 0; i < num_rows; ++i) {
+    const auto of_row = RowSumOfExp(logits + i * row_size, num_classes, row_size);
+    shifts[i] = of_row.shift;
+    log_sums[i] = of_row.sum;
+  }
+  TakeLogSums(log_sums);
+}
+
+template <typename T>
+void FewLogNormalizers(const Column<T>* scores, int64_t num_classes, T* shifts, T* log_sums) {
+  using V = Vec<T>;
+  for (int i = 0; i < kRows; i += kLanes<T>) {
+    V maximum = Constant<V>(-T(INFINITY)), sum = {};
+    for (int64_t v = 0; v < num_classes; ++v) maximum = Maximum(maximum, Load(scores[v] + i));
+    const V shift = maximum == -T(INFINITY) ? V{} : maximum;
+    for (int64_t v = 0; v < num_classes; ++v) sum += Exp(Load(scores[v] + i) - shift);
+    Store(shifts + i, shift);
+    Store(log_sums + i, sum);
+  }
+  TakeLogSums(log_sums);
+}
+
+template <typename T>
+void FewGradients(Column<T>* scores, int64_t num_classes, const T* shifts, const T* factors,
+                  const Column<T>* own, GradientRule<T> rule, T cotangent) {
+  using V = Vec<T>;
+  for (int i = 0; i < kRows; i += kLanes<T>) {
+    const V shift = Load(shifts + i), factor = Load(factors + i);
+    for (int64_t v = 0; v < num_classes; ++v) {
+      const V share =
+          Exp(Load(scores[v] + i) - shift) * factor;  // (the law's factor is one number)
+      Store(scores[v] + i, rule.LogitGradient(share, T(1), Load(own[v] + i), cotangent));
     }
   }
 }
@@ -226,10 +217,34 @@ MBRNNT_HD void StoreUpTo(T* to, Vec<T> v, int64_t n) {
 }
 
 template <typename T>
+void Weights(int64_t n, int num_arcs, const T* log_probs, int64_t stride, ScaledRow<T> weights,
+             int64_t next_arc) {
+  constexpr int64_t kSize = kLanes<T>;
+  for (int64_t u = 0; u < n; u += kSize) {
+    for (int64_t a = 0; a < num_arcs; a += kSize) {
+      const int64_t nodes = std::min(kSize, n - u), arcs = std::min(kSize, num_arcs - a);
+      Vec<T> tile[kSize];
+      for (int i = 0; i < kSize; ++i) {
+        const T* node = log_probs + (u + std::min<int64_t>(i, nodes - 1)) * stride + a;
+        tile[i] = arcs < kSize ? LoadFirst(node, arcs) : Load(node);
+      }
+      Transpose(tile);
+      for (int i = 0; i < kSize; ++i) {
+        if (i >= arcs) break;
+        const ScaledRow<T> of_arc = weights + ((a + i) * next_arc + u);
+        const Scaled<Vec<T>> weight = FromLog(tile[i]);
+        StoreUpTo(of_arc.mantissas, weight.mantissa, nodes);
+        StoreUpTo(of_arc.exponents, weight.exponent, nodes);
+      }
+    }
+  }
+}
+
+template <typename T>
 void SumsOverArcs(int64_t n, int num_arcs, const ArcRow<T>* arcs, ScaledRow<T> sums) {
   for (int64_t i = 0; i < n; i += kLanes<T>) {
     const auto sum = SumOverArcs<Vec<T>>(num_arcs, [&](int a) {
-      return Multiply(LoadScaled(arcs[a].numbers, i), FromLog(Load(arcs[a].log_probs + i)));
+      return Multiply(LoadScaled(arcs[a].numbers, i), LoadScaled(arcs[a].weights, i));
     });
     StoreUpTo(sums.mantissas + i, sum.mantissa, n - i);
     StoreUpTo(sums.exponents + i, sum.exponent, n - i);
@@ -237,15 +252,29 @@ void SumsOverArcs(int64_t n, int num_arcs, const ArcRow<T>* arcs, ScaledRow<T> s
 }
 
 template <typename T>
-void Posteriors(int64_t n, ScaledRow<T> alphas, const T* log_probs, ScaledRow<T> betas,
-                Scaled<T> likelihood, T* posteriors) {
+void Posteriors(int64_t n, int num_arcs, ScaledRow<T> alphas, const ArcRow<T>* arcs,
+                Scaled<T> likelihood, T* posteriors, int64_t stride) {
+  constexpr int kSize = kLanes<T>;
   const Scaled<Vec<T>> likelihoods{Constant<Vec<T>>(likelihood.mantissa),
                                    Constant<Vec<T>>(likelihood.exponent)};
-  for (int64_t i = 0; i < n; i += kLanes<T>) {
-    // Unlike alphas and betas these are being written elsewhere.
-    const Vec<T> x = n - i < kLanes<T> ? LoadFirst(log_probs + i, n - i) : Load(log_probs + i);
-    const Scaled<Vec<T>> arc_betas = Multiply(FromLog(x), LoadScaled(betas, i));
-    StoreUpTo(posteriors + i, Posterior(LoadScaled(alphas, i), arc_betas, likelihoods), n - i);
+  for (int64_t i = 0; i < n; i += kSize) {
+    const Scaled<Vec<T>> alpha = LoadScaled(alphas, i);
+    for (int a = 0; a < num_arcs; a += kSize) {
+      Vec<T> tile[kSize];
+      for (int k = 0; k < kSize; ++k) {
+        if (a + k < num_arcs) {
+          const ArcRow<T>& arc = arcs[a + k];
+          const auto arc_betas = Multiply(LoadScaled(arc.weights, i), LoadScaled(arc.numbers, i));
+          tile[k] = Posterior(alpha, arc_betas, likelihoods);
+        } else {
+          tile[k] = Vec<T>{};
+        }
+      }
+      Transpose(tile);
+      for (int k = 0; k < kSize; ++k) {
+        if (i + k < n) StoreUpTo(posteriors + (i + k) * stride + a, tile[k], num_arcs - a);
+      }
+    }
   }
 }
 
@@ -253,11 +282,12 @@ void Posteriors(int64_t n, ScaledRow<T> alphas, const T* log_probs, ScaledRow<T>
 
 template <typename L>
 RowLoops<L> ForRows() {
-  return {&LogNormalizers<L>, &RowGradient<L>};
+  using T = Real<L>;
+  return {&LogNormalizers<L>, &RowGradient<L>, &FewLogNormalizers<T>, &FewGradients<T>};
 }
 template <typename T>
 LatticeLoops<T> ForLattices() {
-  return {&SumsOverArcs<T>, &Posteriors<T>};
+  return {&Weights<T>, &SumsOverArcs<T>, &Posteriors<T>};
 }
 
 template RowLoops<float> ForRows();

@@ -133,6 +133,35 @@ MBRNNT_HD Vec<T> LoadFirst(const T* from, int64_t n) {
 #endif
 }
 
+// Every second number of a and b is a's: those of their first halves or of their second ones.
+template <bool kSecond, typename V>
+MBRNNT_HD V Interleave(V a, V b) {
+  using T = std::decay_t<decltype(a[0])>;
+  constexpr int kSize = sizeof(V) / sizeof(T);
+  typename VectorOf<Index<T>, kSize>::type from;
+  for (int i = 0; i < kSize; ++i) from[i] = i / 2 + i % 2 * kSize + kSecond * kSize / 2;
+#if defined(__clang__)
+  V c;
+  for (int i = 0; i < kSize; ++i) c[i] = from[i] < kSize ? a[from[i]] : b[from[i] - kSize];
+  return c;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+// As many registers as each has numbers: rows become columns.
+template <typename V>
+MBRNNT_HD void Transpose(V* v) {
+  constexpr int kSize = sizeof(V) / sizeof(v[0][0]);
+  for (int done = 1; done < kSize; done *= 2) {
+    V next[kSize];
+    for (int i = 0; i < kSize / 2; ++i) {
+      next[2 * i] = Interleave<false>(v[i], v[i + kSize / 2]);
+      next[2 * i + 1] = Interleave<true>(v[i], v[i + kSize / 2]);
+    }
+    for (int i = 0; i < kSize; ++i) v[i] = next[i];
+  }
+}
+
 // Two registers' worth of consecutive logits, in an order of their own: for what is done
 // to each and for sums.
 template <typename T>

@@ -32,6 +32,11 @@ struct RowExponential {
     const float scale = fabsf(shift) < kHuge ? kLog2E : 1.0f;
     return {scale, shift * -scale};
   }
+  // That of a lane of the group.
+  template <typename Group>
+  __device__ __forceinline__ RowExponential From(int lane, const Group& group) const {
+    return {group.From(scale, lane), group.From(minus, lane)};
+  }
 
   __device__ __forceinline__ float operator()(float x) const {
     return ptx::Exp2(fmaf(x, scale, minus));
@@ -61,6 +66,10 @@ struct RowExponential<double> {
   static __device__ __forceinline__ RowExponential Usual(double shift) { return {shift}; }
   static __device__ __forceinline__ RowExponential Huge(double shift) { return {shift}; }
   static __device__ __forceinline__ RowExponential Of(double shift) { return {shift}; }
+  template <typename Group>
+  __device__ __forceinline__ RowExponential From(int lane, const Group& group) const {
+    return {group.From(shift, lane)};
+  }
 
   __device__ __forceinline__ double operator()(double x) const { return exp(x - shift); }
   __device__ __forceinline__ double Over(RowExponential earlier) const {

@@ -30,10 +30,11 @@ struct LaneGroup {
   // A constant where it can be one: the compiler need not gather the lanes then.
   __device__ __forceinline__ unsigned Mask() const { return kLanes == kWarp ? kAllLanes : mask; }
 
-  template <typename T>
+  // Of each `kOf` consecutive lanes.
+  template <int kOf = kLanes, typename T>
   __device__ __forceinline__ T Sum(T x) const {
 #pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(Mask(), x, step, kLanes);
+    for (int step = kOf / 2; step > 0; step /= 2) x += __shfl_xor_sync(Mask(), x, step, kLanes);
     return x;
   }
   // Not for NaN.
@@ -56,6 +57,21 @@ struct LaneGroup {
     return __shfl_sync(Mask(), x, lane, kLanes);
   }
   __device__ __forceinline__ bool Any(bool x) const { return __any_sync(Mask(), x) != 0; }
+
+  // The halves of the lanes, where each does the same for a head of its own.
+  static constexpr unsigned kHalf = kLanes / 2;
+  __device__ __forceinline__ bool InUpperHalf() const { return lane >= kHalf; }
+  // What the lane in the same place of the other half has.
+  template <typename T>
+  __device__ __forceinline__ T FromOtherHalf(T x) const {
+    return __shfl_xor_sync(Mask(), x, kHalf, kLanes);
+  }
+  // In the lower half the sum of all lanes' x, in the upper one that of their y.
+  template <typename T>
+  __device__ __forceinline__ T SumOfEither(T x, T y) const {
+    const T others = FromOtherHalf(InUpperHalf() ? x : y);
+    return Sum<kHalf>((InUpperHalf() ? y : x) + others);
+  }
   __device__ __forceinline__ void Sync() const { __syncwarp(Mask()); }
 };
 
@@ -125,7 +141,7 @@ inline constexpr int kRowThreads = 256;  // of a block, at most
 
 // A frame of an utterance, whose nodes are its first columns.
 struct FramePlace {
-  int64_t b;
+  int64_t b, t;
   int64_t node;     // of column 0, its number in the whole batch
   unsigned inside;  // how many columns are nodes
   bool valid;       // the utterance's lengths
@@ -135,10 +151,10 @@ struct FramePlace {
 template <typename Body>
 __device__ __forceinline__ void ForEachFrame(const Batch& batch, const Body& body) {
   for (int64_t b = blockIdx.y; b < batch.size; b += gridDim.y) {
-    const Extent extent = batch.ExtentOf(b);
     for (int64_t t = blockIdx.x; t < batch.max_frames; t += gridDim.x) {
+      const Extent extent = batch.ExtentOf(b);  // kept, it would take registers from the rows
       const int64_t node = (b * batch.max_frames + t) * batch.columns;
-      body(FramePlace{b, node, static_cast<unsigned>(extent.ColumnsAt(t)), extent.valid});
+      body(FramePlace{b, t, node, static_cast<unsigned>(extent.ColumnsAt(t)), extent.valid});
     }
   }
 }
@@ -168,22 +184,23 @@ class ColumnsOf {
 
 // ---- the arcs of a node --------------------------------------------------------------
 
-// The arc of this lane: arc a is lane a's. What it reads is known but for the column's label.
+// What the arc of this lane reads of a head: arc a is lane a's.
 struct LaneArc {
-  // For a lane without an arc; and what is no label, nor anything that stands in `fixed`.
-  static constexpr int32_t kNone = -2, kNoLabel = -3;
-  int32_t fixed;  // its class, kNextLabel, or kNone
+  // What is no label, nor anything that stands in `fixed`.
+  static constexpr int32_t kNoLabel = -3;
+  int32_t fixed;  // a class, kNextLabel, or, in a lane without an arc as well, kNothing
 
-  static __device__ __forceinline__ LaneArc Of(const ArcClasses& arcs, unsigned lane) {
-    return {lane < static_cast<unsigned>(arcs.size) ? arcs.classes[lane] : kNone};
+  static __device__ __forceinline__ LaneArc Of(const Emission& emission, int head, unsigned lane) {
+    const bool exists = lane < static_cast<unsigned>(emission.num_arcs);
+    return {exists ? emission.classes[head][lane] : kNothing};
   }
-  __device__ __forceinline__ bool Exists() const { return fixed != kNone; }
+  __device__ __forceinline__ bool ReadsNothing() const { return fixed == kNothing; }
   __device__ __forceinline__ bool IsLabel() const { return fixed == kNextLabel; }
 };
 
 // ---- launching -----------------------------------------------------------------------
 
-// A row this short is worked on by a few lanes.
+// A row this short is worked on by a few lanes, so many for each of its heads.
 inline constexpr int kFewLanes = 8;
 inline constexpr int64_t kShortRowBytes = 1024;
 
@@ -198,17 +215,23 @@ Grid FrameGrid(const Batch& batch) {
   return {dim3(batch.size > 0 ? BlocksFor(batch.max_frames) : 0, utterances), threads};
 }
 
-// One of two builds of a kernel over rows of logits: for short ones, and for others.
-template <typename Stage>
-Status LaunchOverRows(const char* name, void (*few_lanes)(Stage), void (*whole_warps)(Stage),
-                      const Stage& stage, int64_t row_bytes, cudaStream_t stream) {
+template <int n>
+using Int = std::integral_constant<int, n>;
+
+// Launches the build for a stage's rows: launch(Int<lanes>, Int<heads>).
+template <typename L, typename Stage, typename LaunchBuild>
+Status LaunchOverRows(const char* name, const Stage& stage, const LaunchBuild& launch) {
+  const Emission& emission = stage.emission;
+  const int64_t row_bytes = emission.RowSize() * int64_t{sizeof(L)};
   // Both are factors of 32 bits in a column's address.
   const bool fits = row_bytes <= UINT32_MAX && stage.batch.columns <= INT32_MAX;
   if (!fits) return {cudaErrorInvalidValue, name};
-  if (row_bytes <= kShortRowBytes && stage.arc_classes.size <= kFewLanes) {
-    return Launch(name, few_lanes, FrameGrid<kFewLanes>(stage.batch), stream, stage);
-  }
-  return Launch(name, whole_warps, FrameGrid<kWarp>(stage.batch), stream, stage);
+  const auto with_heads = [&](auto heads) {
+    constexpr int kFew = kFewLanes * heads;
+    const bool few = row_bytes <= kShortRowBytes && emission.num_arcs <= kFew;
+    return few ? launch(Int<kFew>(), heads) : launch(Int<kWarp>(), heads);
+  };
+  return emission.num_heads == 1 ? with_heads(Int<1>()) : with_heads(Int<2>());
 }
 
 }  // namespace mbrnnt::cuda

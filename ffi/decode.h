@@ -148,9 +148,9 @@ inline Emission DecodeEmission(ffi::Span<const int64_t> sizes, ffi::Span<const i
     check.Require(emission.sizes[h] >= 1, "a head without classes");
     for (size_t a = 0; a < num_arcs; ++a) {
       const int32_t v = classes.begin()[h * num_arcs + a];
-      check.Require(v == kNothing || (v == kNextLabel && h == 0) ||
-                        (v >= 0 && v < emission.sizes[h]),
-                    "an arc reads a class outside of its head");
+      check.Require(
+          v == kNothing || (v == kNextLabel && h == 0) || (v >= 0 && v < emission.sizes[h]),
+          "an arc reads a class outside of its head");
       emission.classes[h][a] = v;
     }
   }
@@ -195,8 +195,8 @@ ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
                              ffi::AnyBuffer logit_lengths, ffi::AnyBuffer label_lengths,
                              ffi::AnyBuffer sigmas, ffi::Result<ffi::AnyBuffer> arc_log_probs,
                              ffi::Result<ffi::AnyBuffer> log_normalizers,
-                             ffi::Span<const int64_t> head_sizes,
-                             ffi::Span<const int32_t> classes, Run&& run) {
+                             ffi::Span<const int64_t> head_sizes, ffi::Span<const int32_t> classes,
+                             Run&& run) {
   return SwitchLogits(logits.element_type(), [&](auto tag) {
     using L = typename decltype(tag)::type;
     using T = Real<L>;
@@ -211,10 +211,9 @@ ffi::Error DecodeArcLogProbs(ffi::AnyBuffer logits, ffi::AnyBuffer labels,
     check.Expect("log_normalizers", *log_normalizers, RealDataType<T>(),
                  block.Nodes(2 * emission.num_heads));
     if (!check.ok()) return check.error();
-    return run(ArcLogProbsStage<L>{batch, emission, Data<const L>(logits),
-                                   Data<const int32_t>(labels), Data<const T>(sigmas),
-                                   Data<T>(*arc_log_probs),
-                                   Data<LogNormalizer<T>>(*log_normalizers)});
+    return run(ArcLogProbsStage<L>{
+        batch, emission, Data<const L>(logits), Data<const int32_t>(labels), Data<const T>(sigmas),
+        Data<T>(*arc_log_probs), Data<LogNormalizer<T>>(*log_normalizers)});
   });
 }
 

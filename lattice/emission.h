@@ -24,7 +24,7 @@ inline constexpr int kMaxHeads = 2;
 // log-probability of an arc is the sum of what it reads.
 struct Emission {
   int32_t num_arcs, num_heads;
-  int64_t sizes[kMaxHeads];                // of the heads
+  int64_t sizes[kMaxHeads];  // of the heads
   int32_t classes[kMaxHeads][kMaxArcs];
 
   MBRNNT_HD int64_t RowSize() const { return num_heads == 1 ? sizes[0] : sizes[0] + sizes[1]; }
@@ -88,7 +88,6 @@ MBRNNT_HD Real<L> ArcLogProb(const Emission& emission, int a, int64_t token, con
 // that no arc reads, or no path's arc, is not looked at: its gradient is 0.
 template <typename T>
 struct GradientRule {
-  // Both in the first head alone.
   T label_weight;  // 1 + fastemit_lambda: weighs the label arcs' posteriors
   T clamp;         // 0: none
 

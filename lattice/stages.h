@@ -60,8 +60,11 @@ struct LogitGradientsStage {
   const Real<L>* cotangents;     // [B]
   L* logit_gradients;            // [B, T, U+1, V]
 
-  MBRNNT_HD GradientRule<Real<L>> RuleOf(int64_t b) const {
-    return {label_weights[b], clamped ? clamps[b] : Real<L>(0)};
+  // FastEmit and the clamp are of the first head.
+  MBRNNT_HD GradientRule<Real<L>> RuleOf(int64_t b, int head = 0) const {
+    using T = Real<L>;
+    if (head > 0) return {T(1), T(0)};
+    return {label_weights[b], clamped ? clamps[b] : T(0)};
   }
 };
 

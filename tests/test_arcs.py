@@ -86,6 +86,20 @@ def test_arc_log_probs_are_differentiable(implementation: Implementation) -> Non
     )
 
 
+def test_cotangents_that_cancel(implementation: Implementation) -> None:
+    """Their sum at a node is 0; neither is."""
+    case = random_case(6, (), 1, 1, 4, ragged=False)
+    model = MultiblankRNNT(implementation=implementation)
+
+    def objective(logits: jax.Array) -> jax.Array:
+        label, blank = model.arc_log_probs(logits, *case[1:])[0, 0]
+        return label - blank
+
+    expected = np.zeros((1, 2, 4))
+    expected[0, 0, case.labels[0]], expected[0, 0, 3] = 1, -1
+    assert_close(jitted(jax.grad(objective), implementation)(case.logits), expected, 1e-15)
+
+
 @pytest.mark.parametrize(
     "options", [{"big_blank_durations": DURATIONS}, {"durations": (2, 0, 1)}], ids=str
 )

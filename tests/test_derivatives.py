@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import assert_close, jitted, random_case
+from cases import assert_close, criterion, jitted, random_case
 from jax_mbrnnt import (
     MultiblankRNNT,
     lattice_loss,
-    multiblank_rnnt_loss,
     rnnt_arcs,
     rnnt_loss,
 )
@@ -19,19 +18,26 @@ from jax_mbrnnt import (
 STEP = 1e-5  # of the finite differences
 
 
+TRANSDUCERS: dict[str, dict[str, Any]] = {
+    "multiblank": {"big_blank_durations": (2,)},
+    "TDT": {"durations": (1, 2)},
+}
+OPTIONS: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True, params=TRANSDUCERS)
+def of_each_transducer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "OPTIONS", TRANSDUCERS[request.param])
+
+
 def loss(logits: jax.Array) -> jax.Array:
     """Of flat logits `[T, U+1, V]` = [4, 3, 5] with padding, by the twin."""
-    return multiblank_rnnt_loss(
-        logits.reshape(4, 3, 5),
-        np.array([0, 2], np.int32),
-        np.int32(2),
-        np.int32(1),
-        big_blank_durations=(2,),
-        implementation="xla",
-    )
+    labels = np.array([0, 1], np.int32), np.int32(2), np.int32(1)
+    return criterion(**OPTIONS, implementation="xla")(logits.reshape(4, 3, 5), *labels)
 
 
-gradient = jitted(jax.grad(loss), "xla")
+def gradient(logits: jax.Array) -> jax.Array:
+    return jitted(jax.grad(loss), "xla")(logits)
 
 
 @pytest.fixture(params=["plain", "masked"])
@@ -41,7 +47,7 @@ def point(request: pytest.FixtureRequest) -> jax.Array:
     logits[2:], logits[:, 2:] = np.nan, np.nan
     if request.param == "masked":
         logits[..., 1] = -np.inf
-        logits[1, 0] = -np.inf
+        logits[1, 0, :3] = -np.inf
     return jnp.asarray(logits.ravel())
 
 
@@ -100,7 +106,7 @@ def test_kernels_say_what_to_use_instead(order: str) -> None:
     case = random_case(67, ())
 
     def loss(logits: jax.Array) -> jax.Array:
-        return multiblank_rnnt_loss(logits, *case[1:], implementation="ffi")
+        return criterion(**OPTIONS, implementation="ffi")(logits, *case[1:])
 
     gradient = jax.grad(loss)
     derivatives = {
@@ -130,7 +136,7 @@ def forward_mode(loss: Any, point: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("way", list(forward_mode(None, None)))
 def test_forward_mode_through_the_kernels_says_what_to_use_instead(way: str) -> None:
     def kernels(logits: jax.Array) -> jax.Array:
-        return multiblank_rnnt_loss(logits, jnp.array([1, 2]), implementation="ffi")
+        return criterion(**OPTIONS, implementation="ffi")(logits, jnp.array([0, 1]))
 
     with pytest.raises(NotImplementedError, match="implementation='xla'"):
         forward_mode(kernels, jax.random.normal(jax.random.key(0), (3, 3, 5)))[way]()

@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 @pytest.fixture(autouse=True)
 def as_its_reader_writes() -> Iterator[None]:
     """`hidden @ kernel + bias`: the examples run as they would by JAX's defaults."""
-    with jax.numpy_rank_promotion("allow"):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 
 

@@ -59,7 +59,7 @@ def test_quick_synthetic_run_and_resume(tmp_path: pathlib.Path) -> None:
 
     assert resumed.returncode == 0, resumed.stderr
     recognisers = _recognisers(tmp_path)
-    assert set(recognisers) == {"RNN-T", "multi-blank"}
+    assert set(recognisers) == {"RNN-T", "multi-blank", "TDT"}
     for name, measured in recognisers.items():
         losses = measured["training_losses"]
         assert len(losses) == 30

@@ -20,17 +20,34 @@ import pytest
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cases import Case, Implementation, assert_close, jitted, losses_and_gradients, random_case
-from jax_mbrnnt import MultiblankRNNT, _ffi, greedy_decode
+from cases import (
+    Case,
+    Implementation,
+    assert_close,
+    criterion,
+    jitted,
+    losses_and_gradients,
+    random_case,
+)
+from jax_mbrnnt import MultiblankRNNT, Transducer, _ffi, greedy_decode
 
-OPTIONS: dict[str, Any] = {"big_blank_durations": (2, 3), "sigma": 0.05}
+TRANSDUCERS: dict[str, dict[str, Any]] = {
+    "multiblank": {"big_blank_durations": (2, 3), "sigma": 0.05},
+    "TDT": {"durations": (0, 1, 3), "sigma": 0.05},
+}
+OPTIONS: dict[str, Any] = {}
 T, U, V = 5, 3, 8
 KERNELS_OF_A_GRADIENT = 3
 
 
+@pytest.fixture(autouse=True, params=TRANSDUCERS)
+def of_each_transducer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "OPTIONS", TRANSDUCERS[request.param])
+
+
 def value_and_gradient(implementation: Implementation | None = None) -> Any:
     """Of `(logits, labels, logit_lengths, label_lengths)`: losses and their sum's gradient."""
-    model = MultiblankRNNT(**OPTIONS, implementation=implementation)
+    model = criterion(**OPTIONS, implementation=implementation)
 
     def step(*operands: jax.Array) -> Any:
         losses, pullback = jax.vjp(lambda logits: model(logits, *operands[1:]), operands[0])
@@ -92,11 +109,11 @@ def test_export_of_a_joint_and_a_decoder_of_any_batch_size() -> None:
         return jnp.tanh(encoded[:, :, None] + predicted[:, None]) @ weights
 
     def step(weights: jax.Array, *rest: jax.Array) -> jax.Array:
-        return MultiblankRNNT(**OPTIONS).joint_loss(joint, weights, *rest).sum()
+        return criterion(**OPTIONS).joint_loss(joint, weights, *rest).sum()
 
     def decode(encoded: jax.Array, lengths: jax.Array) -> Any:
         functions = (lambda frame, _: frame), (lambda labels, state: ((), state))
-        return greedy_decode(MultiblankRNNT(), *functions, encoded, lengths, initial_state=())
+        return greedy_decode(criterion(**OPTIONS), *functions, encoded, lengths, initial_state=())
 
     (b,) = export.symbolic_shape("b")
     keys = jax.random.split(jax.random.key(0), 3)
@@ -281,7 +298,7 @@ POLICIES = {
 def test_checkpoint_policies(policy: str) -> None:
     """Where everything may be kept the kernels run as often as without `jax.checkpoint`."""
     case = case_of(98)
-    model = MultiblankRNNT(**OPTIONS, implementation="ffi")
+    model = criterion(**OPTIONS, implementation="ffi")
 
     def losses(logits: jax.Array) -> jax.Array:
         return model(logits, *case[1:])
@@ -324,14 +341,14 @@ def test_step_transfers_nothing(devices: int) -> None:
 def test_one_trace_for_equal_models_and_other_values() -> None:
     traces = 0
 
-    def step(model: MultiblankRNNT, *operands: jax.Array) -> Any:
+    def step(model: Transducer, *operands: jax.Array) -> Any:
         nonlocal traces
         traces += 1
         return model.cost_and_grad(*operands)
 
     jitted_step = jax.jit(step, static_argnums=0)
     for seed in (101, 102, 103):
-        model = MultiblankRNNT(**OPTIONS, implementation="ffi")
+        model = criterion(**OPTIONS, implementation="ffi")
         case = case_of(seed, 16)
         assert_right(jitted_step(model, *sharded(case)), case)
     assert traces == 1

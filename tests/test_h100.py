@@ -42,7 +42,7 @@ B, T, U, V, H = 16, 400, 100, 1024, 640  # B utterances on each device
 CHUNK_FRAMES = 7  # of the joint loss by default, in bfloat16: 24 MB of logits
 NUMBERS = {"float32": ("f32", 4), "bfloat16": ("bf16", 2)}
 WHILE = "--xla_gpu_enable_command_buffer=+WHILE"
-DEVICES = {"one": 1, "joint": 1, "jit": 8, "explicit": 8, "shard_map": 8}
+DEVICES = {"one": 1, "TDT": 1, "joint": 1, "jit": 8, "explicit": 8, "shard_map": 8}
 
 
 def mean_of_product(losses: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,7 +77,7 @@ def compile_step(way: str, dtype: str) -> None:
     from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-    from jax_mbrnnt import MultiblankRNNT
+    from jax_mbrnnt import TDT, MultiblankRNNT
 
     devices = DEVICES[way]
     topology = topologies.get_topology_desc(
@@ -93,6 +93,8 @@ def compile_step(way: str, dtype: str) -> None:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     transducer = MultiblankRNNT(big_blank_durations=(2, 4, 8))
+    if way == "TDT":
+        transducer = TDT(durations=(0, 1, 2, 3, 4))  # V scores, tokens and durations
     if way == "joint":
         mean_loss = mean_by_chunks(transducer)
     elif way == "shard_map":
@@ -181,7 +183,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("way", ["one", "explicit", "shard_map"])
+@pytest.mark.parametrize("way", ["one", "TDT", "explicit", "shard_map"])
 @pytest.mark.parametrize("dtype", NUMBERS)
 def test_step_takes_the_memory_of_its_logits_once(dtype: str, way: str) -> None:
     """The logits, which their gradient overwrites, and a few numbers a node."""
@@ -233,7 +235,7 @@ def test_joint_takes_the_memory_of_a_chunk(dtype: str) -> None:
 # A CUDA graph of XLA's is a "command buffer".
 
 
-@pytest.mark.parametrize("way", ["one", "joint"])
+@pytest.mark.parametrize("way", ["one", "TDT", "joint"])
 @pytest.mark.parametrize("dtype", NUMBERS)
 def test_step_is_one_cuda_graph(dtype: str, way: str) -> None:
     """The joint's loops are where XLA is asked for that."""

@@ -14,6 +14,7 @@ import pytest
 from cases import Implementation, assert_close, criterion, jitted, row
 from jax_mbrnnt import (
     MultiblankRNNT,
+    Transducer,
     multiblank_rnnt_joint_loss,
     multiblank_rnnt_loss,
     rnnt_loss,
@@ -91,14 +92,21 @@ def make_problem(seed: int = 0, dtype: Any = np.float64, batch: tuple[int, ...] 
     return Problem(*floats, *map(jnp.asarray, problem[3:]))
 
 
+def model(**options: Any) -> Transducer:
+    """Multi-blank unless there are durations of TDT's, which are three of the V scores."""
+    options = {**OPTIONS, **options}
+    if "durations" in options:
+        del options["big_blank_durations"]
+    return criterion(**options)
+
+
 def chunked(joint: Any, problem: Problem, **options: Any) -> jax.Array:
     chunk_frames = options.pop("chunk_frames", None)
-    model = criterion(**{**OPTIONS, **options})
-    return model.joint_loss(joint, *problem, chunk_frames=chunk_frames)
+    return model(**options).joint_loss(joint, *problem, chunk_frames=chunk_frames)
 
 
 def whole(joint: Any, problem: Problem, **options: Any) -> jax.Array:
-    return criterion(**{**OPTIONS, **options})(joint(*problem[:3]), *problem[3:])
+    return model(**options)(joint(*problem[:3]), *problem[3:])
 
 
 def losses_and_gradients(
@@ -166,6 +174,7 @@ def test_chunks_of_the_twin(chunk_frames: int) -> None:
         {"big_blank_durations": (), "sigma": 0.0, "fastemit_lambda": 0.0, "clamp": 0.0},
         {"big_blank_durations": (2, 20), "clamp": 0.0},
         {"blank_id": 4, "fastemit_lambda": 0.0},
+        {"blank_id": 4, "durations": (0, 1, 3)},
     ],
     ids=str,
 )
@@ -775,11 +784,20 @@ def test_kernels_name_the_way_to_other_derivatives() -> None:
         jax.jacfwd(jax.grad(total))(problem.params)
 
 
-@pytest.mark.parametrize("kind", ["jvp", "forward over reverse", "reverse over reverse"])
-def test_other_derivatives_in_pure_jax(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("jvp", {}),
+        ("forward over reverse", {}),
+        ("forward over reverse", {"blank_id": 4, "durations": (0, 1, 3)}),
+        ("reverse over reverse", {}),
+    ],
+    ids=str,
+)
+def test_other_derivatives_in_pure_jax(kind: str, options: dict[str, Any]) -> None:
     problem = make_problem(23)
     directions = make_problem(24)[:3]
-    options: dict[str, Any] = {"implementation": "xla"}
+    options = {**options, "implementation": "xla"}
 
     def derivative(loss: Any) -> Any:
         def total(*floats: Any) -> jax.Array:

@@ -18,13 +18,26 @@ from cases import (
     losses_and_gradients_of,
     random_case,
 )
-from jax_mbrnnt import multiblank_arcs, multiblank_rnnt_loss, rnnt_loss
+from jax_mbrnnt import rnnt_loss, tdt_loss
 
-DURATIONS = (2, 3)
-OPTIONS: dict[str, Any] = {"big_blank_durations": DURATIONS, "sigma": 0.05}
+TRANSDUCERS: dict[str, dict[str, Any]] = {
+    "multiblank": {"big_blank_durations": (2, 3), "sigma": 0.05},
+    "TDT": {"durations": (0, 2, 1), "sigma": 0.05},
+}
+OPTIONS: dict[str, Any] = {}
 DTYPES = pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)], ids=["float32", "float64"]
 )
+
+
+@pytest.fixture(autouse=True, params=TRANSDUCERS)
+def of_each_transducer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "OPTIONS", TRANSDUCERS[request.param])
+
+
+def of_arcs(attribute: str) -> Array:
+    """The durations of the arcs, or which of them emit."""
+    return np.asarray([getattr(arc, attribute) for arc in criterion(**OPTIONS).arcs])
 
 
 def posteriors(case: Case, implementation: Implementation) -> Array:
@@ -46,6 +59,13 @@ def test_golden(implementation: Implementation) -> None:
     )
     loss = rnnt_loss(logits, np.array([1, 2]), blank_id=0, implementation=implementation)
     np.testing.assert_allclose(loss, 4.495666, rtol=0, atol=1e-6)
+
+
+def test_golden_of_tdt(implementation: Implementation) -> None:
+    """The number that NeMo's tests have for uniform scores of 4 tokens and 3 durations."""
+    logits, labels = np.zeros((3, 2, 4 + 3), np.float32), np.zeros(1, np.int32)
+    loss = tdt_loss(logits, labels, durations=(0, 1, 2), sigma=0.05, implementation=implementation)
+    np.testing.assert_allclose(loss, 4.155739, rtol=1e-6)
 
 
 def test_uniform_logits_count_the_paths(implementation: Implementation) -> None:
@@ -70,17 +90,17 @@ def test_every_label_is_emitted_once(
     dtype: str, tolerance: float, implementation: Implementation
 ) -> None:
     case = random_case(11, dtype=dtype)
-    emitted = posteriors(case, implementation)[..., 0].sum(-2)
+    emitted = posteriors(case, implementation)[..., of_arcs("emits")].sum((-3, -1))
     expected = np.arange(4) < case.label_lengths[:, None]
     assert_close(emitted, expected, tolerance)
 
 
 @DTYPES
-def test_blanks_take_every_frame(
+def test_arcs_take_every_frame(
     dtype: str, tolerance: float, implementation: Implementation
 ) -> None:
     case = random_case(12, dtype=dtype)
-    frames = posteriors(case, implementation) @ np.array([0, 1, *DURATIONS], dtype)
+    frames = posteriors(case, implementation) @ of_arcs("duration").astype(dtype)
     assert_close(frames.sum((-1, -2)), case.logit_lengths, tolerance)
 
 
@@ -91,9 +111,9 @@ def test_what_enters_a_node_leaves_it(
     case = random_case(13, dtype=dtype)
     T, U1 = case.logits.shape[1:3]
     for b, flow in enumerate(posteriors(case, implementation)):
-        entering = np.zeros((T + max(DURATIONS), U1 + 1))
+        entering = np.zeros((T + max(of_arcs("duration")), U1 + 1))
         entering[0, 0] = 1
-        for arc, (duration, emits) in enumerate(multiblank_arcs(DURATIONS)):
+        for arc, (duration, emits) in enumerate(criterion(**OPTIONS).arcs):
             entering[duration : duration + T, emits : emits + U1] += flow[..., arc]
         leaving = np.zeros_like(entering)
         leaving[:T, :U1] = flow.sum(-1)
@@ -146,7 +166,11 @@ def test_clamp_bounds_the_gradient(implementation: Implementation) -> None:
     losses, gradients = evaluate(case, implementation)
     clamped_losses, clamped = evaluate(case, implementation, clamp=0.1)
     assert np.max(np.abs(gradients)) > 0.1
-    assert_close(clamped, np.clip(gradients, -0.1, 0.1), 1e-15)
+    tokens = criterion(**OPTIONS).emission(gradients.shape[-1]).heads[0]
+    expected = np.concatenate(
+        [np.clip(gradients[..., :tokens], -0.1, 0.1), gradients[..., tokens:]], axis=-1
+    )
+    assert_close(clamped, expected, 1e-15)
     assert_close(clamped_losses, losses, 1e-15)
 
 
@@ -165,7 +189,9 @@ def test_masked_big_blanks_leave_rnnt(implementation: Implementation) -> None:
     case.logits[..., -3:-1] = -np.inf
     np.minimum(case.labels, 4, out=case.labels)
     losses, gradients = losses_and_gradients(case, implementation=implementation)
-    big_losses, big_gradients = evaluate(case, implementation, sigma=0.0)
+    big_losses, big_gradients = losses_and_gradients(
+        case, **{**TRANSDUCERS["multiblank"], "sigma": 0.0}, implementation=implementation
+    )
     assert_close(big_losses, losses, 1e-13)
     assert_close(big_gradients, gradients, 1e-13)
 
@@ -209,6 +235,6 @@ def test_kernels_are_deterministic_to_the_bit(dtype: str) -> None:
 
 def test_omitted_lengths_are_full(implementation: Implementation) -> None:
     case = random_case(26, ragged=False)
-    full = multiblank_rnnt_loss(*case, **OPTIONS, implementation=implementation)
-    omitted = multiblank_rnnt_loss(*case[:2], **OPTIONS, implementation=implementation)
+    model = criterion(**OPTIONS, implementation=implementation)
+    full, omitted = model(*case), model(*case[:2])
     np.testing.assert_array_equal(omitted, full)

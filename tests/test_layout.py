@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jax_mbrnnt"
 
-# What the rooms of the package, its modules and packages, may import of each other. A new room needs
+# What the rooms of the package, modules and packages, may import of each other. A new room needs
 # a line here; a file that differs from the others of its room has one of its own.
 MODULES: dict[str, set[str]] = {
     "arcs": set(),

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from features import CHARACTERS, FRAME_SECONDS, MEL_BANDS, Batch
-from jax_mbrnnt import GreedyDecoding, MultiblankRNNT, greedy_decode
+from jax_mbrnnt import GreedyDecoding, Transducer, greedy_decode
 from recipe import Recipe
 
 SUBSAMPLING = 4
@@ -65,27 +65,45 @@ class Prediction(nnx.Module):
         return self.output(embedded.reshape(*recent_labels.shape[:-1], -1))
 
 
+def scores_for(transducer: Transducer, labels: int) -> int:
+    """Returns how many scores a node has for so many labels: blanks and other heads add theirs."""
+    scores = labels + 100  # enough for any
+    emission = transducer.emission(scores)
+    return scores - (emission.num_labels - len(emission.blanks) - labels)
+
+
+def durations_in_nats(transducer: Transducer, scores: int) -> np.ndarray:
+    """Returns a bias `[V]` by which a class is the more probable the longer it takes.
+
+    Training from there is faster than from equal classes.
+    """
+    emission, start, bias = transducer.emission(scores), 0, np.zeros(scores)
+    for h, size in enumerate(emission.heads):
+        for v in range(size):
+            arcs = zip(transducer.arcs, emission.reads, strict=True)
+            durations = {arc.duration for arc, reads in arcs if reads[h] == v}
+            if len(durations) == 1:  # Else the class leaves open how long.
+                bias[start + v] = np.log(max(1, durations.pop()))
+        start += size
+    return bias
+
+
 class Recogniser(nnx.Module):
     """A transducer over characters.
 
-    Which kind of transducer it is depends on `transducer` alone: without big blanks it is the plain
-    RNN-Transducer. The classes are the characters, then the big blanks, then the standard blank.
+    Which kind of transducer it is depends on `transducer` alone, whose first classes are the
+    characters: it says how many scores the joint has, and what they mean.
     """
 
-    def __init__(self, recipe: Recipe, transducer: MultiblankRNNT, *, rngs: nnx.Rngs):
+    def __init__(self, recipe: Recipe, transducer: Transducer, *, rngs: nnx.Rngs):
         self.transducer = transducer
-        classes = len(CHARACTERS) + len(transducer.big_blank_durations) + 1
-        self.blank = classes - 1  # Also fills the prediction network's context at the start.
+        scores = scores_for(transducer, len(CHARACTERS))
+        emission = transducer.emission(scores)
+        self.blank = emission.blanks[0]  # Also fills the prediction network's context at the start.
         self.encoder = Encoder(recipe.width, recipe.dilations, rngs=rngs)
-        self.prediction = Prediction(classes, recipe.context, recipe.width, rngs=rngs)
-        # Before anything is learned, the longer a blank the more probable it is: training is then
-        # faster than from equal blanks.
-        durations = np.array([1, *transducer.big_blank_durations])
-        bias = np.zeros(classes)
-        bias[self.blank - np.arange(len(durations))] = np.log(durations)
-        self.output = nnx.Linear(
-            recipe.width, classes, bias_init=nnx.initializers.constant(bias), rngs=rngs
-        )
+        self.prediction = Prediction(emission.num_labels, recipe.context, recipe.width, rngs=rngs)
+        bias = nnx.initializers.constant(durations_in_nats(transducer, scores))
+        self.output = nnx.Linear(recipe.width, scores, bias_init=bias, rngs=rngs)
 
     def joint(self, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
         """Maps `[..., H]` of the encoder and of the prediction network to logits `[..., V]`."""
@@ -132,12 +150,12 @@ class Recogniser(nnx.Module):
         encoded, lengths = self.encoder(batch)
         nothing_said = jnp.full((len(encoded), self.prediction.context), self.blank, jnp.int32)
         return greedy_decode(
+            self.transducer,
             self.joint,
             predict,
             encoded,
             lengths,
             initial_state=nothing_said,
-            big_blank_durations=self.transducer.big_blank_durations,
             max_symbols_per_frame=20,  # After a long jump several characters come at once.
             max_labels=encoded.shape[1],  # Nobody says more than a character every 40 ms.
         )

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jax_mbrnnt import TDT, MultiblankRNNT, Transducer
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -25,8 +27,9 @@ class Recipe:
       weight_decay: of AdamW.
       max_gradient_norm: gradients are clipped to this global norm.
       checkpoint_every: steps between two checkpoints.
-      big_blank_durations: frames (of 40 ms) that the big blanks of the second recogniser cover.
-      sigma: its logit under-normalisation. Without any it hardly learns to skip frames.
+      big_blank_durations: frames (of 40 ms) that the multi-blank recogniser's big blanks cover.
+      durations: frames that a character or a blank of the TDT covers.
+      sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
     """
 
     vocabulary: int | None = None
@@ -46,7 +49,19 @@ class Recipe:
     max_gradient_norm: float = 5.0
     checkpoint_every: int = 100
     big_blank_durations: tuple[int, ...] = (2, 4, 8)
+    durations: tuple[int, ...] = (0, 1, 2, 3, 4)
     sigma: float = 0.05
+
+    @property
+    def transducers(self) -> dict[str, Transducer]:
+        """The recognisers to compare; all that differs between them is said here."""
+        return {
+            "RNN-T": MultiblankRNNT(),
+            "multi-blank": MultiblankRNNT(
+                big_blank_durations=self.big_blank_durations, sigma=self.sigma
+            ),
+            "TDT": TDT(durations=self.durations, sigma=self.sigma),
+        }
 
 
 FULL = Recipe()

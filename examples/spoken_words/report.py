@@ -1,6 +1,8 @@
 """Tables for the terminal, pictures and numbers for the disk."""
 
+import collections
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,7 @@ from recipe import Recipe
 # Okabe and Ito's colours, which colour-blind readers tell apart too.
 _LABEL_COLOUR = "#D55E00"
 _BLANK_COLOURS = ("#000000", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
-_RECOGNISER_COLOURS = ("#0072B2", "#D55E00")
+_RECOGNISER_COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
 def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None:
@@ -84,7 +86,7 @@ def plot_losses(path: pathlib.Path, losses: Mapping[str, Sequence[float]]) -> No
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
         axes.plot(middle, smooth, color=colour, linewidth=2, label=name)
     axes.set(
-        title="Training loss (faint: of every step; multi-blank's includes sigma for every arc)",
+        title="Training loss (faint: of every step; with sigma for every arc where there is one)",
         xlabel="step",
         ylabel="nats a character",
         yscale="log",
@@ -117,6 +119,8 @@ def plot_lattices(
       posteriors: of each recogniser, `[T, U + 1, A]`.
       arcs: what the A arcs of each recogniser are.
     """
+    blanks = sorted({arc.duration for of_one in arcs.values() for arc in of_one if not arc.emits})
+    colours = dict(zip(blanks, itertools.cycle(_BLANK_COLOURS), strict=False))
     height = 0.9 + len(posteriors) * max(3.0, 0.17 * len(text))
     figure, all_axes = plt.subplots(
         len(posteriors), figsize=(12, height), sharex=True, layout="constrained", squeeze=False
@@ -130,8 +134,16 @@ def plot_lattices(
             alpha=0.45,
             extent=(0, len(features) * FRAME_SECONDS, -0.5, len(text) + 0.5),
         )
+        shares: dict[str, float] = collections.defaultdict(float)
+        colour_of = {}
         for a, arc in enumerate(arcs[name]):
-            _draw_arc(axes, arc, posterior[..., a])
+            frames = "1 frame" if arc.duration == 1 else f"{arc.duration} frames"
+            kind = "label" if arc.emits else f"blank, {frames}"
+            colour_of[kind] = _LABEL_COLOUR if arc.emits else colours[arc.duration]
+            _draw_arc(axes, arc, posterior[..., a], colour_of[kind])
+            shares[kind] += arc.duration * posterior[..., a].sum() / len(posterior)
+        for kind, share in shares.items():  # For the legend alone.
+            axes.plot([], [], color=colour_of[kind], linewidth=2.5, label=f"{kind}: {share:.0%}")
         axes.set(
             title=name,
             ylabel="character",
@@ -146,19 +158,11 @@ def plot_lattices(
     plt.close(figure)
 
 
-def _draw_arc(axes: Any, arc: Arc, mass: np.ndarray) -> None:
+def _draw_arc(axes: Any, arc: Arc, mass: np.ndarray, colour: str) -> None:
     """Draws one kind of arc wherever it has mass `[T, U + 1]`."""
     frames, positions = np.nonzero(mass > 0.01)
     tails = np.stack([frames * ENCODER_FRAME_SECONDS, positions], axis=-1)
     step = np.array([arc.duration * ENCODER_FRAME_SECONDS, float(arc.emits)])
-    share = arc.duration * mass.sum() / len(mass)
-    if arc.emits:
-        name, colour = "label", _LABEL_COLOUR
-    elif arc.duration == 1:
-        name, colour = f"blank, 1 frame: {share:.0%}", _BLANK_COLOURS[0]
-    else:
-        colour = _BLANK_COLOURS[arc.duration.bit_length() - 1]
-        name = f"big blank, {arc.duration} frames: {share:.0%}"
     axes.add_collection(
         LineCollection(
             list(np.stack([tails, tails + step], axis=1)),
@@ -167,7 +171,6 @@ def _draw_arc(axes: Any, arc: Arc, mass: np.ndarray) -> None:
             capstyle="butt",
         )
     )
-    axes.plot([], [], color=colour, linewidth=2.5, label=name)  # For the legend alone.
 
 
 def write_json(

@@ -1,4 +1,4 @@
-"""Trains an RNN-Transducer and a multi-blank one on spoken words and compares them."""
+"""Trains an RNN-Transducer, a multi-blank one and a TDT on spoken words and compares them."""
 
 import dataclasses
 import pathlib
@@ -24,7 +24,7 @@ import devices
 import report
 from evaluation import arc_posteriors, evaluate
 from features import Bucket, log_mel, make_bucket, make_buckets
-from jax_mbrnnt import MultiblankRNNT
+from jax_mbrnnt import Transducer
 from model import Recogniser
 from recipe import FULL, QUICK, Recipe
 from recordings import (
@@ -51,7 +51,7 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains an RNN-Transducer and a multi-blank one on spoken words and compares them."""
+    """Trains an RNN-Transducer, a multi-blank one and a TDT on spoken words and compares them."""
 
     recordings: pathlib.Path = DEBIAN_DIRECTORY
     """Directory of the recorded prompts (digits/*.wav, phonetic/*.wav)."""
@@ -80,7 +80,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Makes the utterances, trains and tests both recognisers, and reports."""
+    """Makes the utterances, trains and tests the recognisers, and reports."""
     start = time.perf_counter()
     recipe = QUICK if options.quick else FULL
     if options.steps is not None:
@@ -100,14 +100,8 @@ def main(options: Options) -> None:
         training_buckets = make_buckets(training_set, recipe.buckets)
         test_bucket = make_bucket(test_set)
 
-    transducers = {
-        "RNN-T": MultiblankRNNT(),
-        "multi-blank": MultiblankRNNT(
-            big_blank_durations=recipe.big_blank_durations, sigma=recipe.sigma
-        ),
-    }
     recognisers, losses, evaluations = {}, {}, {}
-    for name, transducer in transducers.items():
+    for name, transducer in recipe.transducers.items():
         recognisers[name], losses[name] = train_with_progress_bar(
             name, recipe, transducer, training_buckets, options, output / "checkpoints", mesh
         )
@@ -128,7 +122,7 @@ def main(options: Options) -> None:
             name: np.asarray(arc_posteriors(recogniser, make_bucket([shown]).whole()))[0]
             for name, recogniser in recognisers.items()
         },
-        {name: transducer.arcs for name, transducer in transducers.items()},
+        {name: transducer.arcs for name, transducer in recipe.transducers.items()},
     )
     seconds = time.perf_counter() - start
     report.write_json(output / "results.json", seconds, recipe, losses, evaluations)
@@ -182,7 +176,7 @@ def make_sets(
 def train_with_progress_bar(
     name: str,
     recipe: Recipe,
-    transducer: MultiblankRNNT,
+    transducer: Transducer,
     buckets: list[Bucket],
     options: Options,
     checkpoints: pathlib.Path,

@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 
 import devices
 from features import Batch, Bucket, random_batch
-from jax_mbrnnt import MultiblankRNNT
+from jax_mbrnnt import Transducer
 from model import Recogniser
 from recipe import Recipe
 
 
 def train(
     recipe: Recipe,
-    transducer: MultiblankRNNT,
+    transducer: Transducer,
     buckets: Sequence[Bucket],
     seed: int,
     checkpoints: pathlib.Path,

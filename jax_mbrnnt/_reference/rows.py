@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,31 +95,39 @@ def arc_log_probs(
     return of_arcs, jnp.stack(normalizers, axis=-1)
 
 
-def _weighed_posteriors(
-    posteriors: jax.Array, label_weights: jax.Array, emission: Emission
-) -> list[tuple[jax.Array, dict[int, jax.Array]]]:
-    """Of each head the occupancy `[..., T, U+1]`, and the part of it that reads each class.
+class _Occupancy(NamedTuple):
+    """The weighed posteriors of a head's arcs, `[..., T, U+1]` each."""
 
-    Sums over arcs, by one small product: XLA keeps the result of one, and would compute anew for
+    total: jax.Array
+    visited: jax.Array  # whether any is not 0: those of a pull-back may cancel each other
+    of_classes: dict[int, jax.Array]  # of the arcs that read each class
+
+
+def _occupancies(
+    posteriors: jax.Array, label_weights: jax.Array, emission: Emission
+) -> list[_Occupancy]:
+    """Sums over arcs, by small products: XLA keeps the result of one, and would compute anew for
     every class what is merely elementwise.
     """
     is_label = np.asarray([of_arc[0] == NEXT_LABEL for of_arc in emission.reads])
     weights = jnp.where(is_label, label_weights[..., None], 1)
     # FastEmit weighs, as a clamp bounds, in the first head alone.
     by_head = [posteriors * weights[..., None, None, :]] + [posteriors] * (len(emission.heads) - 1)
-    read = [list(dict.fromkeys(of_head)) for of_head in zip(*emission.reads, strict=True)]
-    sums = []
-    for h, classes in enumerate(read):
-        rows = [np.asarray([of_arc[h] != NOTHING for of_arc in emission.reads])]
-        rows += [np.asarray([of_arc[h] == v for of_arc in emission.reads]) for v in classes]
-        which = jnp.asarray(np.stack(rows, axis=-1), posteriors.dtype)
-        sums.append(
-            jnp.einsum("...a,ac->...c", by_head[h], which, precision=jax.lax.Precision.HIGHEST)
-        )
-    return [
-        (x[..., 0], {v: x[..., 1 + i] for i, v in enumerate(classes) if v != NOTHING})
-        for x, classes in zip(sums, read, strict=True)
-    ]
+
+    def sums(weighed: jax.Array, which: list[list[bool]]) -> list[jax.Array]:
+        columns = jnp.asarray(np.asarray(which).T, weighed.dtype)
+        precision = jax.lax.Precision.HIGHEST
+        of_columns = jnp.einsum("...a,ac->...c", weighed, columns, precision=precision)
+        return [of_columns[..., i] for i in range(len(which))]
+
+    found = []
+    for weighed, reads in zip(by_head, zip(*emission.reads, strict=True), strict=True):
+        classes = list(dict.fromkeys(v for v in reads if v != NOTHING))
+        any_class = [v != NOTHING for v in reads]
+        total, *parts = sums(weighed, [any_class, *([v == c for v in reads] for c in classes)])
+        (size,) = sums(jnp.abs(weighed), [any_class])
+        found.append(_Occupancy(total, size != 0, dict(zip(classes, parts, strict=True))))
+    return found
 
 
 def real_logit_gradients(
@@ -141,7 +149,7 @@ def real_logit_gradients(
     valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
     posteriors = jnp.where(valid[..., None, None, None], posteriors, jnp.nan)
     *_, scores = iotas(valid.ndim, num_frames, columns, num_scores)
-    of_heads = _weighed_posteriors(posteriors, label_weights, emission)
+    of_heads = _occupancies(posteriors, label_weights, emission)
 
     def at_score(of_heads: list[jax.Array]) -> jax.Array:
         """Of the head in which each score stands."""
@@ -149,14 +157,13 @@ def real_logit_gradients(
         return jnp.where(scores < emission.heads[0], first, others[0]) if others else first
 
     shifts, log_sums = (list(jnp.moveaxis(log_normalizers[..., i::2], -1, 0)) for i in (0, 1))
-    occupancies = [occupancy for occupancy, _ in of_heads]
     # Where no path comes through the gradient is 0, whatever the logits hold.
-    visited = at_score([occupancy != 0 for occupancy in occupancies])
+    visited = at_score([head.visited for head in of_heads])
     x = jnp.where(visited, logits.astype(posteriors.dtype) - at_score(shifts), -jnp.inf)
-    gradient = jnp.exp(x - at_score(log_sums)) * at_score(occupancies)
+    gradient = jnp.exp(x - at_score(log_sums)) * at_score([head.total for head in of_heads])
     label, _ = _next_labels(labels, emission.num_labels)
-    for start, (_, of_classes) in zip(_starts(emission), of_heads, strict=True):
-        for v, posterior in of_classes.items():
+    for start, head in zip(_starts(emission), of_heads, strict=True):
+        for v, posterior in head.of_classes.items():
             # Selected by comparison, which fuses and stays on its device where a scatter would not.
             place = label[..., None, :, None] if v == NEXT_LABEL else start + v
             gradient = gradient - jnp.where(scores == place, posterior[..., None], 0)

@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jax_mbrnnt.arcs import NEXT_LABEL, Arc, Emission, as_class, as_integer, tdt_arcs
+from jax_mbrnnt.arcs import (
+    NEXT_LABEL,
+    NOTHING,
+    Arc,
+    Emission,
+    as_class,
+    as_integer,
+    rnnt_arcs,
+    tdt_arcs,
+)
 from jax_mbrnnt.transducers.transducer import (
     Array,
     ArrayLike,
@@ -78,6 +87,30 @@ class TDT(Transducer):
             for arc in self.arcs
         )
         return Emission((num_tokens, len(self.durations)), reads)
+
+    @property
+    def rnnt(self) -> Transducer:
+        """The RNN-T of the same rows' tokens: to train with now and then (the paper's omega)."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(Transducer)}
+        return _TokenHead(num_durations=len(self.durations), blank_id=self.blank_id, **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _TokenHead(Transducer):
+    """The RNN-T of TDT's tokens, which does not read the durations behind them."""
+
+    num_durations: int
+    blank_id: int
+
+    @property
+    def arcs(self) -> tuple[Arc, ...]:
+        return rnnt_arcs()
+
+    def emission(self, num_scores: int) -> Emission:
+        num_tokens = num_scores - self.num_durations
+        blank = as_class("blank_id", self.blank_id, num_tokens)
+        reads = (NEXT_LABEL, NOTHING), (blank, NOTHING)
+        return Emission((num_tokens, self.num_durations), reads)
 
 
 def tdt_loss(

@@ -195,15 +195,18 @@ template <typename L>
 void CheckLoading() {
   using T = Real<L>;
   const Batch batch{2, 40, 70, nullptr, nullptr};
-  for (const int64_t num_classes : {8, 1024}) {
-    ArcLogProbsStage<L> arc_log_probs{};
-    arc_log_probs.batch = batch;
-    arc_log_probs.num_classes = num_classes;
-    CudaRoom::Finish(cuda::ComputeArcLogProbs(arc_log_probs, cuda::OnlyLoading()));
-    LogitGradientsStage<L> logit_gradients{};
-    logit_gradients.batch = batch;
-    logit_gradients.num_classes = num_classes;
-    CudaRoom::Finish(cuda::ComputeLogitGradients(logit_gradients, cuda::OnlyLoading()));
+  for (const int64_t size : {8, 1024}) {
+    for (const int32_t num_heads : {1, 2}) {
+      const Emission emission{1, num_heads, {size, 5}, {{kNextLabel}, {0}}};
+      ArcLogProbsStage<L> arc_log_probs{};
+      arc_log_probs.batch = batch;
+      arc_log_probs.emission = emission;
+      CudaRoom::Finish(cuda::ComputeArcLogProbs(arc_log_probs, cuda::OnlyLoading()));
+      LogitGradientsStage<L> logit_gradients{};
+      logit_gradients.batch = batch;
+      logit_gradients.emission = emission;
+      CudaRoom::Finish(cuda::ComputeLogitGradients(logit_gradients, cuda::OnlyLoading()));
+    }
   }
   LatticeStage<T> lattice{};
   lattice.batch = batch;

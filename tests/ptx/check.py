@@ -34,27 +34,29 @@ Pointer = ctypes.c_void_p
 HOST_TO_DEVICE = 1
 
 
-class Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "frames", "columns", "classes")]
-
-
-class Arcs(ctypes.Structure):
-    """The lengths on the device and the arcs on the host, which it keeps alive."""
+class Case(ctypes.Structure):
+    """The lengths on the device and what the arcs are on the host, which it keeps alive."""
 
     _fields_ = [
-        ("frames", Pointer),
-        ("labels", Pointer),
-        ("size", ctypes.c_int32),
-        *((name, Pointer) for name in ("classes", "durations", "emits")),
+        *((name, ctypes.c_int64) for name in ("batch", "frames", "columns")),
+        *((name, Pointer) for name in ("logit_lengths", "label_lengths")),
+        *((name, ctypes.c_int32) for name in ("num_arcs", "num_heads")),
+        *((name, Pointer) for name in ("durations", "emits", "classes")),
+        ("sizes", ctypes.c_int64 * 2),
     ]
 
-    def __init__(self, device, frame_counts, label_counts, arcs):
-        columns = [np.array(x, np.int32) for x in zip(*arcs, strict=True)]
-        durations, emits, classes = (x.ctypes.data_as(Pointer) for x in columns)
+    def __init__(self, device, nodes, logit_lengths, label_lengths, arcs, sizes=()):
+        durations, emits, reads = zip(*arcs, strict=True)
+        # Of each head what each arc reads.
+        tables = [np.array(x, np.int32, order="C") for x in (durations, emits, np.transpose(reads))]
         super().__init__(
-            device.put(frame_counts), device.put(label_counts), len(arcs), classes, durations, emits
+            *nodes,
+            *(device.put(lengths) for lengths in (logit_lengths, label_lengths)),
+            *(len(arcs), len(sizes)),
+            *(table.ctypes.data_as(Pointer) for table in tables),
+            (ctypes.c_int64 * 2)(*sizes),
         )
-        self.kept = columns
+        self.kept = tables
 
 
 class Device:
@@ -91,9 +93,9 @@ class Device:
     def written(self, pointer: Pointer, nbytes: int) -> bool:
         return bool(self.lib.itp_initialised(pointer, ctypes.c_uint64(nbytes)))
 
-    def workspace(self, shape: Shape, num_arcs: int, with_posteriors: bool, itemsize: int):
-        numbers = self.lib.workspace_numbers(shape.frames, shape.columns, num_arcs, with_posteriors)
-        return self.empty(shape.batch * numbers * itemsize)
+    def workspace(self, of: Case, with_posteriors: bool, itemsize: int):
+        numbers = self.lib.workspace_numbers(of.frames, of.columns, of.num_arcs, with_posteriors)
+        return self.empty(of.batch * numbers * itemsize)
 
 
 class Tally:
@@ -139,54 +141,63 @@ def run_pipeline(device, tally, case, seed):
     B, T, U1, V = case["shape"]
     real_type, f32 = real(dtype), dtype != "f64"
     itemsize = np.dtype(real_type).itemsize
-    blank = case.get("blank", V - 1)
-    big = [(d, 0, blank - 1 - i) for i, d in enumerate(case["durations"])]
-    arcs = [(0, 1, -1), (1, 0, blank), *big]
+    arcs, sizes = inputs.transducer(case)
     nodes = (B, T, U1)
     num_numbers = B * T * U1 * len(arcs)
 
     x = rng.normal(case.get("center", 0.0), case.get("scale", 2.0), (*nodes, V))
     # No path has to cross a mask of a large negative number.
-    labels = rng.integers(1 if case.get("mask") else 0, V, (B, U1 - 1))
+    labels = rng.integers(1 if case.get("mask") else 0, sizes[0], (B, U1 - 1))
     tl, ul = lengths(case, rng, B, T, U1)
     if case.get("mask"):
         x[rng.random(x.shape) < 0.1] = -INF
         x[..., 0] = -1e9 if dtype != "f16" else -6e4
     if case.get("poison"):
         x[1, max(tl[1] - 1, 0), 0, V // 2] = np.nan
-        labels[2, 0] = V + 3
+        labels[2, 0] = sizes[0] + case.get("beyond", 3)
         x[3, 0, 0, :] = -INF
         x[0, tl[0] :] = x[0, :, ul[0] + 1 :] = np.nan  # padding
         labels[0, ul[0] :] = -7
     logits = store(x, dtype)
     x = load(logits, dtype)
     labels = labels.astype(np.int32)
-    sigma, fastemit, clamp = (case.get(key, 0.0) for key in ("sigma", "fastemit", "clamp"))
+    clamped = "clamp" in case
+    # Of the utterances after the first, some have other numbers.
+    sigmas, label_weights, clamps = (
+        np.array([number if b % 3 < 2 else other for b in range(B)], real_type)
+        for number, other in [
+            (case.get("sigma", 0), 0.5),
+            (1 + case.get("fastemit", 0), 1),
+            (case.get("clamp", 0), 0),
+        ]
+    )
 
-    shape, table = Shape(B, T, U1, V), Arcs(device, tl, ul, arcs)
-    at = ctypes.byref(shape), ctypes.byref(table)
+    of = Case(device, nodes, tl, ul, arcs, sizes)
+    at = ctypes.byref(of)
     # Logits need not be aligned to more than their own size.
     on_logits = device.put(logits, case.get("offset", 0) * logits.itemsize)
     on_labels = device.put(labels)
     on_arcs = device.empty(num_numbers * itemsize)
-    on_normalizers = device.empty(B * T * U1 * 2 * itemsize)
+    normalizer_bytes = B * T * U1 * len(sizes) * 2 * itemsize
+    on_normalizers = device.empty(normalizer_bytes)
     error = lib[f"arc_log_probs_{dtype}"](
-        *at, ctypes.c_double(sigma), on_logits, on_labels, on_arcs, on_normalizers
+        at, on_logits, on_labels, device.put(sigmas), on_arcs, on_normalizers
     )
     tally.must(name, error == 0, f"arc_log_probs: error {error}")
-    want, normalizers = reference.arc_log_probs(x, labels, tl, ul, arcs, sigma)
+    numbers = [x.astype(np.float64) for x in (sigmas, label_weights, clamps)]
+    want, normalizers = reference.arc_log_probs(x, labels, tl, ul, arcs, sizes, numbers[0])
     all_written = device.written(on_arcs, num_numbers * itemsize)
-    all_written &= device.written(on_normalizers, B * T * U1 * 2 * itemsize)
+    all_written &= device.written(on_normalizers, normalizer_bytes)
     tally.must(name, all_written, "arc_log_probs: not all written")
     rtol, atol = (1e-6, 4e-6) if f32 else (1e-14, 1e-13)
     got = device.get(on_arcs, want.shape, real_type)
     tally.check(name, f"{dtype} arc_log_probs", got, want, rtol, atol)
-    got = device.get(on_normalizers, (*nodes, 2), real_type).astype(np.float64)
+    got = device.get(on_normalizers, (*normalizers.shape, 2), real_type).astype(np.float64)
     tally.check(name, f"{dtype} log_normalizers", got.sum(-1), normalizers, rtol, atol)
 
     on_losses = device.empty(B * itemsize)
-    workspace = device.workspace(shape, len(arcs), True, itemsize)
-    error = lib[f"lattice_{dtype}"](*at, 0, on_arcs, on_losses, on_arcs, workspace)
+    workspace = device.workspace(of, True, itemsize)
+    error = lib[f"lattice_{dtype}"](at, 0, on_arcs, on_losses, on_arcs, workspace)
     tally.must(name, error == 0, f"lattice: error {error}")
     losses, posteriors = reference.lattice(want, arcs, tl, ul)
     all_written = device.written(on_losses, B * itemsize)
@@ -202,15 +213,15 @@ def run_pipeline(device, tally, case, seed):
     in_place = case.get("in_place", True)
     on_gradients = on_logits if in_place else device.empty(logits.nbytes)
     error = lib[f"logit_gradients_{dtype}"](
-        *at, ctypes.c_double(fastemit), ctypes.c_double(clamp), on_logits, on_labels,
-        on_normalizers, on_arcs, device.put(cotangents), on_gradients,
+        at, int(clamped), on_logits, on_labels, on_normalizers, on_arcs,
+        device.put(label_weights), device.put(clamps), device.put(cotangents), on_gradients,
     )  # fmt: skip
     tally.must(name, error == 0, f"logit_gradients: error {error}")
     all_written = device.written(on_gradients, logits.nbytes)
     tally.must(name, all_written, "logit_gradients: not all written")
     want = reference.logit_gradients(
-        x, labels, tl, ul, arcs, normalizers, posteriors,
-        cotangents.astype(np.float64), fastemit, clamp,
+        x, labels, tl, ul, arcs, sizes, normalizers, posteriors,
+        cotangents.astype(np.float64), *numbers[1:],
     )  # fmt: skip
     got = load(device.get(on_gradients, logits.shape, logits.dtype), dtype)
     rtol, atol = {
@@ -238,7 +249,7 @@ def run_lattice(device, tally, case, seed):
     B, T, U1 = case["shape"]
     real_type, f32 = real(dtype), dtype != "f64"
     itemsize = np.dtype(real_type).itemsize
-    arcs = [(d, emits, 0) for d, emits in case["table"]]
+    arcs = [(d, emits, ()) for d, emits in case["table"]]
     tl, ul = lengths(case, rng, B, T, U1)
     weights = rng.uniform(-8, 0, (B, T, U1, len(arcs)))
     for share, log_prob in case.get("rare", []):
@@ -249,15 +260,14 @@ def run_lattice(device, tally, case, seed):
     for b in range(B):
         weights[b, without_arc(tl[b], ul[b], arcs, T, U1)] = np.nan
 
-    shape, table = Shape(B, T, U1, 0), Arcs(device, tl, ul, arcs)
+    of = Case(device, case["shape"], tl, ul, arcs)
     with_posteriors = case.get("posteriors", True)
     on_losses = device.empty(B * itemsize)
     on_posteriors = device.empty(weights.nbytes) if with_posteriors else Pointer()
     simple = case.get("simple", False)
     error = lib[f"lattice_{dtype}"](
-        ctypes.byref(shape), ctypes.byref(table), int(simple),
-        device.put(weights), on_losses, on_posteriors,
-        device.workspace(shape, len(arcs), with_posteriors, itemsize),
+        ctypes.byref(of), int(simple), device.put(weights), on_losses, on_posteriors,
+        device.workspace(of, with_posteriors, itemsize),
     )  # fmt: skip
     tally.must(name, error == 0, f"lattice: error {error}")
     known = np.where(np.isnan(weights), -INF, weights).astype(np.float64)

@@ -3,7 +3,9 @@
 import numpy as np
 
 INF = np.inf
-Arc = tuple[int, int, int]  # duration, emits, class (-1: the next label's)
+NEXT_LABEL, NOTHING = -1, -2
+# Duration, emits, and of each head the class that it reads, or one of the above.
+Arc = tuple[int, int, tuple[int, ...]]
 
 
 def real(dtype: str) -> type:
@@ -32,25 +34,44 @@ def extent(num_frames: int, num_labels: int, T: int, U1: int) -> tuple[int, int,
     return 0, -1, False
 
 
-def arc_log_probs(x, labels, frame_counts, label_counts, arcs: list[Arc], sigma):
-    """Arc log-probabilities [B, T, U+1, A] and log-normalizers [B, T, U+1] (0 of a row of -inf)."""
-    B, T, U1, V = x.shape
+def heads(x, sizes: list[int]):
+    """The heads of rows, one behind the other."""
+    return np.split(x, np.cumsum(sizes)[:-1], axis=-1)
+
+
+def columns(v: int, labels, u: int) -> list[tuple[int, int]]:
+    """Which class an arc that reads v reads in which of the columns 0 to u."""
+    if v == NEXT_LABEL:
+        return [(k, int(labels[k])) for k in range(u)]
+    return [(k, v) for k in range(u + 1)]
+
+
+def arc_log_probs(x, labels, frame_counts, label_counts, arcs: list[Arc], sizes, sigmas):
+    """Arc log-probabilities [B, T, U+1, A], log-normalizers [B, T, U+1, H]: 0 of a head of -inf."""
+    B, T, U1, _ = x.shape
     log_probs = np.full((B, T, U1, len(arcs)), -INF)
-    normalizers = np.zeros((B, T, U1))
+    normalizers = np.zeros((B, T, U1, len(sizes)))
     for b in range(B):
         t, u, ok = extent(frame_counts[b], label_counts[b], T, U1)
         if t == 0 or not ok:
             continue
-        rows = x[b, :t, : u + 1]
-        most = rows.max(-1)
-        shift = np.where(most == -INF, 0, most)
-        total = np.exp(rows - shift[..., None]).sum(-1)
-        n = normalizers[b, :t, : u + 1] = np.where(total == 0, 0, shift + np.log(total))
-        for a, (_, emits, fixed) in enumerate(arcs):
-            for k in range(u + 1 - emits):
-                v = labels[b, k] if emits else fixed
-                known = 0 <= v < V
-                log_probs[b, :t, k, a] = rows[:, k, v] - n[:, k] - sigma if known else np.nan
+        own = log_probs[b, :t, : u + 1]
+        own[...] = -sigmas[b]
+        for h, rows in enumerate(heads(x[b, :t, : u + 1], sizes)):
+            most = rows.max(-1)
+            shift = np.where(most == -INF, 0, most)
+            total = np.exp(rows - shift[..., None]).sum(-1)
+            n = np.where(total == 0, 0, shift + np.log(total))
+            normalizers[b, :t, : u + 1, h] = n
+            for a, (_, _, reads) in enumerate(arcs):
+                if reads[h] == NOTHING:
+                    continue
+                for k, v in columns(reads[h], labels[b], u):
+                    known = 0 <= v < sizes[h]
+                    own[:, k, a] += rows[:, k, v] - n[:, k] if known else np.nan
+        for a, (_, _, reads) in enumerate(arcs):
+            if reads[0] == NEXT_LABEL:
+                own[:, u, a] = -INF  # no label is left, whatever is in the row
     return log_probs, normalizers
 
 
@@ -128,28 +149,32 @@ def lattice(weights, arcs: list[Arc], frame_counts, label_counts):
 
 
 def logit_gradients(
-    x, labels, frame_counts, label_counts, arcs: list[Arc],
-    normalizers, posteriors, cotangents, fastemit, clamp,
+    x, labels, frame_counts, label_counts, arcs: list[Arc], sizes,
+    normalizers, posteriors, cotangents, label_weights, clamps,
 ):  # fmt: skip
-    B, T, U1, V = x.shape
+    B, T, U1, _ = x.shape
     gradients = np.zeros(x.shape)
-    weights = np.array([1 + fastemit if emits else 1 for _, emits, _ in arcs])
     for b in range(B):
         t, u, ok = extent(frame_counts[b], label_counts[b], T, U1)
         if not ok:
             gradients[b] = np.nan
             continue
-        weighed = posteriors[b, :t, : u + 1] * weights
-        probs = np.exp(x[b, :t, : u + 1] - normalizers[b, :t, : u + 1, None])
-        out = probs * weighed.sum(-1, keepdims=True)
-        for a, (_, emits, fixed) in enumerate(arcs):
-            for k in range(u + 1 - emits):
-                v = labels[b, k] if emits else fixed
-                if 0 <= v < V:
-                    out[:, k, v] -= weighed[:, k, a]
-        if clamp > 0:
-            out = np.where(np.isnan(out), out, np.clip(out, -clamp, clamp))
-        out *= cotangents[b]
-        out[(weighed == 0).all(-1)] = 0
-        gradients[b, :t, : u + 1] = out
+        nodes = b, slice(t), slice(u + 1)
+        for h, out in enumerate(heads(gradients[nodes], sizes)):
+            reads = [of[h] for _, _, of in arcs]
+            # FastEmit and the clamp are of the first head.
+            weights = [label_weights[b] if v == NEXT_LABEL else 1 for v in reads]
+            weighed = posteriors[nodes] * weights
+            weighed[..., [v == NOTHING for v in reads]] = 0
+            rows = heads(x[nodes], sizes)[h]
+            out[...] = np.exp(rows - normalizers[(*nodes, h)][..., None])
+            out *= weighed.sum(-1, keepdims=True)
+            for a, fixed in enumerate(reads):
+                for k, v in columns(fixed, labels[b], u) if fixed != NOTHING else []:
+                    if 0 <= v < sizes[h]:
+                        out[:, k, v] -= weighed[:, k, a]
+            if h == 0 and clamps[b] > 0:
+                out[...] = np.where(np.isnan(out), out, np.clip(out, -clamps[b], clamps[b]))
+            out *= cotangents[b]
+            out[(weighed == 0).all(-1)] = 0
     return gradients

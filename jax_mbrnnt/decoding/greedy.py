@@ -1,34 +1,41 @@
 """Greedy decoding that skips frames as the model asks for it.
 
-A big blank, or a duration, says that nothing more is spoken for the next few frames, so the joint
-need not be evaluated there: that is what a multi-blank transducer or TDT is trained for. The saving survives batching only if no
-utterance waits for another one, so every utterance keeps its own place in time here: one iteration
-of the loop evaluates the joint once for the whole batch, each utterance at its own frame.
+A big blank, or a predicted duration, says that nothing more is spoken for the next few frames, so
+the joint need not be evaluated there: that is what a multi-blank transducer or a TDT is trained
+for. The saving survives batching only if no utterance waits for another one, so every utterance
+keeps its own place in time here: one iteration of the loop evaluates the joint once for the whole
+batch, each utterance at its own frame.
 
 Nothing in this module knows how the logits are made. The joint and the prediction network are
 functions, and the state of the prediction network is any pytree.
 """
 
-import operator
-from collections.abc import Callable
-from functools import partial, reduce
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks
 from jax_mbrnnt._program import run
-from jax_mbrnnt._stages import Plan
-from jax_mbrnnt.arcs import NEXT_LABEL, NOTHING, Emission, as_integer
+from jax_mbrnnt.arcs import as_integer
+from jax_mbrnnt.decoding.search import (
+    Joint,
+    Predict,
+    PyTree,
+    at,
+    check_functions,
+    lengths_in_range,
+    put,
+    select,
+    start_label_of,
+)
+from jax_mbrnnt.decoding.step import Steps
 from jax_mbrnnt.transducers import Transducer
-
-PyTree = Any
-Joint = Callable[[jax.Array, PyTree], jax.Array]
-Predict = Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
 
 _INT32_MAX = 2**31 - 1
 
@@ -57,71 +64,11 @@ class GreedyDecoding(NamedTuple):
     joint_evaluations: jax.Array
 
 
-class _Head(NamedTuple):
-    """What it means that a class of this head is the most probable one."""
-
-    start: int  # where in the row it stands
-    durations: np.ndarray  # [size] frames, 0 where the class leaves them open
-    is_blank: np.ndarray  # [size] whether blanks alone read the class
-    read_by: tuple[bool, bool]  # whether blanks do, and whether labels do
-
-
-def _heads(plan: Plan) -> list[_Head]:
-    heads = []
-    for h, size in enumerate(plan.emission.heads):
-        reads = [of_arc[h] for of_arc in plan.emission.reads]
-        durations, is_blank = np.zeros(size, np.int32), np.zeros(size, bool)
-        for v in range(size):
-            read = v if v in reads else NEXT_LABEL
-            arcs = [arc for arc, r in zip(plan.arcs, reads, strict=True) if r == read]
-            if len({arc.duration for arc in arcs}) == 1:
-                durations[v] = arcs[0].duration
-            is_blank[v] = bool(arcs) and not any(arc.emits for arc in arcs)
-        read_by = tuple(
-            any(
-                r != NOTHING and arc.emits == emits for arc, r in zip(plan.arcs, reads, strict=True)
-            )
-            for emits in (False, True)
-        )
-        heads.append(_Head(sum(plan.emission.heads[:h]), durations, is_blank, read_by))
-    return heads
-
-
-class _Step(NamedTuple):
-    """The most probable arc, each head by its own maximum."""
-
-    label: jax.Array  # [B], the class of the first head
-    is_blank: jax.Array  # [B]
-    duration: jax.Array  # [B]
-    log_prob: jax.Array  # [B]
-
-    @classmethod
-    def of(cls, logits: jax.Array, heads: list[_Head]) -> "_Step":
-        rows = [
-            lax.slice_in_dim(logits, h.start, h.start + h.durations.size, axis=1) for h in heads
-        ]
-        best = [jnp.argmax(row, axis=-1).astype(jnp.int32) for row in rows]
-        chosen = list(zip(heads, best, strict=True))
-        is_blank = reduce(operator.or_, (jnp.asarray(h.is_blank)[v] for h, v in chosen))
-        duration = reduce(jnp.maximum, (jnp.asarray(h.durations)[v] for h, v in chosen))
-        # What an arc of this kind does not read does not count.
-        log_probs = (
-            jnp.where(jnp.where(is_blank, *h.read_by), _max_log_prob(row), 0.0)
-            for h, row in zip(heads, rows, strict=True)
-        )
-        return cls(
-            label=best[0],
-            is_blank=is_blank,
-            duration=jnp.where(is_blank, jnp.maximum(duration, 1), duration),
-            log_prob=reduce(operator.add, log_probs),
-        )
-
-
 class _Place(NamedTuple):
     """Where each utterance of the batch stands between two evaluations of the joint."""
 
     frame: jax.Array  # [B]
-    symbols: jax.Array  # [B], emitted at this frame so far
+    symbols: jax.Array  # [B], labels of no frames at this frame so far
     prediction: PyTree  # of [B, ...]
     state: PyTree  # of [B, ...]
     decoding: GreedyDecoding
@@ -143,8 +90,9 @@ def greedy_decode(
 
     An arc moves an utterance on by its duration, beyond the last frame to the end; by none it stays
     at the frame. Each head of the scores decides by its own maximum: of TDT one the token and one
-    the duration, where a blank moves by one frame if the duration is 0. No utterance waits for
-    another: the joint is evaluated as often as the slowest utterance needs it.
+    the duration, where a blank moves by one frame if the duration is 0. Classes that no arc reads
+    together move it by one frame, too, and emit nothing. No utterance waits for another: the joint
+    is evaluated as often as the slowest utterance needs it.
 
     The functions are traced at every call, and called eagerly the search is compiled anew each
     time: decode under your own `jax.jit`, with the parameters as arguments of the jitted function;
@@ -250,13 +198,13 @@ def _search(
     max_labels: int,
 ) -> GreedyDecoding:
     batch, frames = encoded.shape[:2]
-    lengths, in_range = _lengths_in_range(lengths, encoded)
+    lengths, in_range = lengths_in_range(lengths, encoded)
     if frames == 0:  # Nothing is decoded, but the loop still needs a frame to be compiled with.
         encoded = jnp.zeros((batch, 1, *encoded.shape[2:]), encoded.dtype)
 
-    plan = transducer.plan(_check_functions(joint, predict, encoded, initial_state))
-    heads = _heads(plan)
-    start = _start_label(start_label, plan.emission)
+    plan = transducer.plan(check_functions(joint, predict, encoded, initial_state))
+    steps = Steps(plan)
+    start = start_label_of(start_label, plan.emission)
 
     def unfinished(search: _Place) -> jax.Array:
         return (search.frame < lengths) & (search.decoding.label_lengths < max_labels)
@@ -264,10 +212,10 @@ def _search(
     def advance(search: _Place) -> _Place:
         active = unfinished(search)
         found = search.decoding
-        logits = joint(_at(encoded, search.frame), search.prediction)
-        step = _Step.of(logits, heads)
+        logits = joint(at(encoded, search.frame), search.prediction)
+        step = steps.best(logits)
 
-        emits = active & ~step.is_blank
+        emits = active & step.emits
         symbols = jnp.where(emits & (step.duration == 0), search.symbols + 1, 0)
         is_full = symbols == max_symbols_per_frame
         jump = jnp.where(is_full, 1, step.duration)
@@ -279,13 +227,13 @@ def _search(
             # To the end at most: a sum of any two numbers of frames might overflow.
             frame=search.frame + jnp.where(active, jnp.minimum(jump, lengths - search.frame), 0),
             symbols=jnp.where(is_full, 0, symbols),
-            prediction=_select(emits, prediction, search.prediction),
-            state=_select(emits, state, search.state),
+            prediction=select(emits, prediction, search.prediction),
+            state=select(emits, state, search.state),
             decoding=GreedyDecoding(
-                labels=_put(found.labels, place, step.label),
+                labels=put(found.labels, place, step.label),
                 label_lengths=found.label_lengths + emits.astype(jnp.int32),
-                frames=_put(found.frames, place, search.frame),
-                durations=_put(found.durations, place, step.duration),
+                frames=put(found.frames, place, search.frame),
+                durations=put(found.durations, place, step.duration),
                 log_probs=found.log_probs + jnp.where(active, step.log_prob, 0.0),
                 joint_evaluations=found.joint_evaluations + active.astype(jnp.int32),
             ),
@@ -301,8 +249,8 @@ def _search(
     search = _Place(
         frame=zeros,
         symbols=zeros,
-        prediction=_select(in_range, prediction, prediction),
-        state=_select(in_range, state, state),
+        prediction=select(in_range, prediction, prediction),
+        state=select(in_range, state, state),
         decoding=GreedyDecoding(
             labels=nothing,
             label_lengths=zeros,
@@ -313,105 +261,3 @@ def _search(
         ),
     )
     return lax.while_loop(lambda search: jnp.any(unfinished(search)), advance, search).decoding
-
-
-def _lengths_in_range(lengths: jax.Array | None, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns `[B]` frames to decode, and whether the length is in range (if not, 0 frames)."""
-    batch, frames = encoded.shape[:2]
-    if lengths is None:
-        return jnp.full((batch,), frames, jnp.int32), jnp.ones((batch,), bool)
-    lengths = _checks.widened(lengths)
-    in_range = (lengths >= 0) & (lengths <= frames)
-    return jnp.where(in_range, lengths, 0), in_range
-
-
-def _start_label(given: Any, emission: Emission) -> Any:
-    if isinstance(given, jax.core.Tracer):  # as a language's, say
-        return given.astype(jnp.int32)
-    if given is None:
-        if not emission.blanks:
-            raise ValueError(
-                "start_label: expected a class of the first head, which has no blank to stand for "
-                "it, got None"
-            )
-        return emission.blanks[0]
-    start, classes = as_integer("start_label", given), emission.num_labels
-    if not 0 <= start < classes:
-        raise ValueError(
-            f"start_label: expected a class in [0, {classes}) (V = {classes} classes), got {start}"
-        )
-    return start
-
-
-def _check_functions(
-    joint: Joint, predict: Predict, encoded: jax.Array, initial_state: PyTree
-) -> int:
-    """Returns V; an error where the functions' shapes do not fit, from the shapes alone."""
-    batch = encoded.shape[0]
-
-    def first_step(encoded: jax.Array, state: PyTree) -> tuple[jax.Array, tuple, tuple]:
-        place = jnp.zeros((batch,), jnp.int32)
-        first = predict(place, state)
-        given, got = jax.tree.structure(state), jax.tree.structure(first[1])
-        if str(given) != str(got):
-            raise ValueError(
-                f"predict: expected a state of initial_state's structure {given}, got {got}"
-            )
-        return joint(_at(encoded, place), first[0]), first, predict(place, first[1])
-
-    logits, first, second = jax.eval_shape(first_step, encoded, initial_state)
-    if logits.ndim != 2 or logits.shape[0] != batch:
-        raise ValueError(f"joint: expected logits of shape [{batch}, V], got {logits.shape}")
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(f"joint: expected logits of a floating dtype, got {logits.dtype}")
-    for name, before, after in zip(("prediction", "state"), first, second, strict=True):
-        for x in jax.tree.leaves(before):
-            if x.shape[:1] != (batch,):
-                raise ValueError(
-                    "predict: expected a prediction and a state whose arrays begin with the batch "
-                    f"dimension {batch}, got an array of shape {x.shape} in the {name}"
-                )
-        if _signature(before) != _signature(after):
-            raise ValueError(
-                f"predict: expected a {name} of the same structure, shapes and dtypes at every "
-                f"call, got {_signature(before)} at the first and {_signature(after)} at the second"
-            )
-    return int(logits.shape[1])
-
-
-def _signature(tree: PyTree) -> str:
-    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))
-
-
-def _at(encoded: jax.Array, frame: jax.Array) -> jax.Array:
-    """Returns `encoded[b, frame[b]]` for every b, the last frame for those that are past it."""
-    # A vmap, not `encoded[arange(B), frame]`: the batch stays local where it is sharded.
-    rows: jax.Array = jax.vmap(partial(lax.dynamic_index_in_dim, keepdims=False))(encoded, frame)
-    return rows
-
-
-def _put(buffer: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
-    """Writes `value[b]` to `buffer[b, place[b]]` where that is inside of the buffer."""
-    if buffer.size == 0:  # JAX refuses to index an axis of size 0, even to write nothing.
-        return buffer
-    written: jax.Array = jax.vmap(lambda row, i, x: row.at[i].set(x, mode="drop"))(
-        buffer, place, value
-    )
-    return written
-
-
-def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """Returns `new` for the utterances where `condition` holds, else `old`."""
-
-    def select(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(jnp.expand_dims(condition, range(1, new.ndim)), new, old)
-
-    return jax.tree.map(select, new, old)
-
-
-def _max_log_prob(logits: jax.Array) -> jax.Array:
-    """Returns the log-probability `[B]` of the most probable class."""
-    logits = logits.astype(jnp.float32)
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    log_prob = -jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1))
-    return jnp.where(jnp.isneginf(largest[:, 0]), -jnp.inf, log_prob)  # A row without any exit.
