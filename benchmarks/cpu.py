@@ -357,10 +357,7 @@ def main() -> None:
         tables[-1].release()
         print(f"{shape}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     say("value_and_grad, ms: median [min,max] of interleaved rounds. Durations 2, 4, 8, float32,")
-    say(
-        "logits that stay the caller's, if nothing else is said. TDT: durations 0 to 4, V + 5 scores."
-    )
-    say("")
+    say("logits that stay the caller's, if nothing else is said; TDT: durations 0 to 4.", "")
     say(*table_of_times(tables), "")
     measure_memory(tables, quick)
     for table in tables:

@@ -10,7 +10,7 @@ from programs import Shape
 SMALL_V = 128  # below, the lattice counts, and the goal is a peer's time instead of the floor's
 # To be read beside the ratios: nothing here asserts a time.
 FLOOR_GOAL, RIVAL_GOAL, PEER_GOAL, MEMORY_GOAL = 1.5, 0.5, 1 / 3, 1.05
-TDT_GOAL, TDT_MEMORY_GOAL = 1.25, 1.06  # the time over that of multi-blank
+TDT_GOAL, TDT_MEMORY_GOAL = 1.25, 1.06  # of times: over multi-blank
 PRECISION_GOAL = 1e-4
 # Names of programs, where a ratio needs them.
 FRESH = "copy to fresh memory"
