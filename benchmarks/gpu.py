@@ -10,6 +10,7 @@ fails or does not fit is data. One process for each shape, so that a crash costs
 
 import argparse
 import csv
+import dataclasses
 import functools
 import gc
 import os
@@ -27,28 +28,19 @@ import numpy as np
 
 import peers
 import rivals
-from jax_mbrnnt import multiblank_rnnt_loss
+from gpu_cases import CASES, DESIGN, SMALL, Shape
+from jax_mbrnnt import TDT, MultiblankRNNT
 from timing import Flush, Program, copy_bandwidth
 
-Shape = tuple[int, int, int, int]  # B, T, U+1, V
-BIG_BLANKS = (2, 4, 8)
-# The design's goals in ms on an H200, float32 and bfloat16, with big blanks.
-GOALS: dict[Shape, tuple[float, float]] = {
-    (16, 400, 101, 1024): (2.1, 1.1),
-    (32, 250, 51, 512): (0.70, 0.38),
-    (8, 1500, 301, 1024): (11.2, 5.8),
-}
-SMALL: list[Shape] = [(2, 20, 6, 32), (3, 15, 9, 40)]
-CASES = [("f32", BIG_BLANKS), ("bf16", BIG_BLANKS), ("f32", ()), ("bf16", ())]
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 HIDDEN = 64  # of the matrix product in front: narrow, so that the loss is not lost beside it
 # Absolute, on the gradient of one utterance; a peer's may be as far off as its arithmetic is.
 TOLERANCE = {"f32": 2e-4, "bf16": 1e-2, "peer": 2e-2}
 OURS = ("donated", "plain", "behind product")
 COLUMNS = (*OURS, "pure JAX", "scan", "torchaudio", "ESPnet")
-FIELDS = ["B", "T", "U+1", "V", "dtype", "durations", "program", "median_ms", "min_ms", "max_ms"]
-FIELDS += ["floor_ms", "times_floor", "goal_ms", "temp_over_logits", "total_over_logits"]
-FIELDS += ["peak_over_logits", "max_error", "note"]
+FIELDS = ["B", "T", "U+1", "V", "dtype", "transducer", "durations", "program", "median_ms"]
+FIELDS += ["min_ms", "max_ms", "floor_ms", "times_floor", "goal_ms", "temp_over_logits"]
+FIELDS += ["total_over_logits", "peak_over_logits", "max_error", "note"]
 
 
 @jax.jit
@@ -63,21 +55,26 @@ def product(hidden: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 class Case:
-    """One shape, dtype and set of durations: its programs, their memory, errors and times."""
+    """One shape, dtype and transducer: its programs, their memory, errors and times."""
 
-    def __init__(self, shape: Shape, dtype: str, durations: tuple[int, ...], arguments) -> None:
-        self.shape, self.dtype, self.durations, self.arguments = shape, dtype, durations, arguments
+    def __init__(self, shape: Shape, dtype: str, criterion: MultiblankRNNT | TDT, arguments):
+        self.shape, self.dtype, self.arguments = shape, dtype, arguments
+        self.criterion, self.is_tdt = criterion, isinstance(criterion, TDT)
+        self.durations = (
+            criterion.durations if isinstance(criterion, TDT) else criterion.big_blank_durations
+        )
         batch, frames, columns, classes = shape
+        scores = classes + len(self.durations) * self.is_tdt
         keys = jax.random.split(jax.random.key(0), 4)
         normal = functools.partial(jax.random.normal, dtype=DTYPES[dtype])
         self.operands = (
             normal(keys[0], (batch, frames, columns, HIDDEN)),
-            normal(keys[1], (HIDDEN, classes)) * DTYPES[dtype](2 / HIDDEN**0.5),
-            normal(keys[2], (classes,)),
+            normal(keys[1], (HIDDEN, scores)) * DTYPES[dtype](2 / HIDDEN**0.5),
+            normal(keys[2], (scores,)),
         )
         self.labels = jax.random.randint(keys[3], (batch, columns - 1), 0, classes - 4)
         self.lengths = jnp.full(batch, frames), jnp.full(batch, columns - 1)
-        self.bytes = int(np.prod(shape)) * DTYPES[dtype](0).dtype.itemsize
+        self.bytes = batch * frames * columns * scores * DTYPES[dtype](0).dtype.itemsize
         self.programs: dict[str, Program] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, str] = {}
@@ -96,9 +93,7 @@ class Case:
             losses = rivals.autodiff_scan(*operands, rivals.multiblank(self.durations))
         else:
             implementation = "xla" if which == "pure JAX" else "ffi"
-            losses = multiblank_rnnt_loss(
-                *operands, big_blank_durations=self.durations, implementation=implementation
-            )
+            losses = dataclasses.replace(self.criterion, implementation=implementation)(*operands)
         return losses.mean(), losses
 
     def step(self, which: str) -> Callable[[jax.Array], Any]:
@@ -233,7 +228,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        durations = ",".join(map(str, self.durations)) or "none"
+        durations = "TDT" if self.is_tdt else ",".join(map(str, self.durations)) or "none"
         return f"{','.join(f'{n:>4}' for n in self.shape)} {self.dtype:4} {durations:5}"
 
     def run(self, deadline: float) -> None:
@@ -251,7 +246,7 @@ class Case:
             "torch": {},
             "jax": {"pure JAX": functools.partial(self.build_plain, which="pure JAX", kind="peer")},
         }
-        if self.dtype == "f32":  # the one that all peers know
+        if self.dtype == "f32" and not self.is_tdt:  # what all peers know
             groups["torch"]["ESPnet" if self.durations else "torchaudio"] = self.build_torch
             groups["jax"]["scan"] = functools.partial(self.build_plain, which="scan", kind="peer")
         for group, programs in groups.items():
@@ -277,12 +272,14 @@ class Case:
     def report(self) -> str:
         """Writes the rows; returns the line of the table."""
         floor = 3e3 * self.bytes / (self.arguments.bandwidth * 1e12)
-        goal = GOALS.get(self.shape, (None, None))[self.dtype == "bf16"]
+        _, *goals = DESIGN.get(self.shape, ([], None, None))
+        goal = goals[self.dtype == "bf16"]
         medians = {name: float(np.median(p.milliseconds)) for name, p in self.programs.items()}
         with open(self.arguments.csv, "a", newline="") as file:
             rows = csv.DictWriter(file, FIELDS)
             for name in dict.fromkeys([*self.programs, *self.notes]):
                 row = dict(zip(FIELDS, [*self.shape, self.dtype], strict=False))
+                row |= {"transducer": type(self.criterion).__name__}
                 row |= {"durations": " ".join(map(str, self.durations)) or "none"}
                 row |= {"program": name, "floor_ms": f"{floor:.4f}", "goal_ms": goal}
                 facts = self.facts.get(name, {})
@@ -319,9 +316,9 @@ def run_shape(arguments: argparse.Namespace) -> int:
     end = time.monotonic() + arguments.seconds
     cases = [CASES[i] for i in arguments.cases]
     failures = 0
-    for i, (dtype, durations) in enumerate(cases):
+    for i, (dtype, criterion) in enumerate(cases):
         left = end - time.monotonic()
-        case = Case(arguments.shape, dtype, durations, arguments)
+        case = Case(arguments.shape, dtype, criterion, arguments)
         case.run(time.monotonic() + left / (len(cases) - i))
         print(case.report(), flush=True)
         failures += len(case.notes.keys() & set(OURS))
@@ -330,15 +327,21 @@ def run_shape(arguments: argparse.Namespace) -> int:
     return min(failures, 1)
 
 
-def jobs(shapes: list[Shape]) -> list[tuple[Shape, list[int], str]]:
+def jobs(which: str) -> list[tuple[Shape, list[int], str]]:
     """Shapes, indices into CASES and groups of programs: a process each, the last matter least.
 
     With large logits the pools of JAX and PyTorch, which keep what they once had, do not fit
     beside each other: then each case and PyTorch gets a process of its own.
     """
-    large = [shape for shape in shapes if np.prod(shape) > 2e9]
-    found = [(shape, [0, 1, 2, 3], "ours torch jax") for shape in shapes if shape not in large]
-    found += [(shape, [i], "ours jax") for shape in large for i in range(4)]
+    if which == "small":
+        return [(shape, cases, "ours torch jax") for shape, cases in SMALL.items()]
+    large = {shape: cases for shape, (cases, *_) in DESIGN.items() if np.prod(shape) > 2e9}
+    found = [
+        (shape, cases, "ours torch jax")
+        for shape, (cases, *_) in DESIGN.items()
+        if shape not in large
+    ]
+    found += [(shape, [i], "ours jax") for shape, cases in large.items() for i in cases]
     return found + [(shape, [i], "torch") for shape in large for i in (0, 2)]
 
 
@@ -373,7 +376,7 @@ def main() -> int:
     # takes longer than all that is measured; cuBLAS has a good guess.
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    todo = jobs(list(GOALS) if arguments.shapes == "design" else SMALL)
+    todo = jobs(arguments.shapes)
     failures = 0
     end = time.monotonic() + arguments.seconds
     for i, (shape, cases, groups) in enumerate(todo):

@@ -346,8 +346,7 @@ instructions load and store 4 bytes or less, 8, and 16 of global memory.
 Rows of logits: instructions of the loop over four packs and for each of a lane's elements; the sum
 of its stall counts; the cycles of a warp that is alone, data in L2; the cycles that it holds the
 port of a scheduler that it holds the longest. Then the instructions and slots of one aligned row;
-with two heads, of one whose second head has at most a logit for each lane (for half of them, where a
-TDT's gradient is laid out in halves of the lanes).
+with two heads, of a TDT's, whose second head adds at most as many logits as half a warp has lanes.
 
 The sweep: the same, for each step of the lattice, of the warp that walks (forward and backward,
 where they differ) and of those that bring what it needs.
