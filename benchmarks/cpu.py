@@ -2,13 +2,15 @@
 
     python benchmarks/cpu.py [--quick] [--out DIR]
 
-Multi-blank with durations 2, 4, 8 unless RNN-T is said, float32 unless bfloat16 is said. Every
-gradient is compared with pure JAX's before it is timed. All programs of a shape take turns, in a
-new order each round. The same in a process that keeps its memory, memory, scaling and greedy
-decoding follow. Writes `cpu.txt` (what is printed), `cpu.csv`, `scaling.csv` and `scaling.png`.
+Multi-blank with durations 2, 4, 8 unless RNN-T or TDT is said (durations 0 to 4: V + 5 scores),
+float32 unless bfloat16 is said. Every gradient is compared with pure JAX's before it is timed. All
+programs of a shape take turns, in a new order each round. The same in a process that keeps its
+memory, memory, scaling and greedy decoding follow. Writes `cpu.txt` (what is printed), `cpu.csv`,
+`scaling.csv` and `scaling.png`.
 """
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import importlib.metadata
@@ -42,7 +44,7 @@ from cpu_report import (
     table_of_ratios,
     table_of_times,
 )
-from programs import BIG_BLANKS, Problem, Shape, make_problem
+from programs import MULTIBLANK, RNNT, TDT_0_TO_4, Kind, Problem, Shape, make_problem
 from tables import write_csv
 from timing import Call, Pass, interleave
 
@@ -55,7 +57,8 @@ SHAPES: list[Shape] = [
     (1, 1000, 101, 512),
 ]
 QUICK_SHAPES = [SHAPES[0], SHAPES[1]]
-QUICK_PROGRAMS = frozenset({"read", "copy", "exponential", "ours", "strong"})  # of the second
+QUICK_PROGRAMS = frozenset({"read", "copy", "exponential", "ours", "strong"})  # of the second,
+QUICK_PROGRAMS |= {"ours, TDT", "strong, TDT"}
 MEMORY_FROM = 16 << 20  # bytes of logits; below, the resident set tells of other things
 HIDDEN = 16  # of the product in front: narrow, so that the loss is not lost beside it
 # Absolute, on the gradient of one utterance's loss; a peer's arithmetic may be coarser, and
@@ -83,12 +86,22 @@ class Table:
         self.notes: dict[str, str] = {}
         self.memory: dict[str, dict[str, float]] = {}
         self.kept: dict[str, list[float]] = {}  # ms in a process that keeps its memory
-        self.twins: dict[tuple[int, ...], Any] = {}
-        self.answers: dict[tuple[tuple[int, ...], bool], tuple[jax.Array, jax.Array]] = {}
+        self.twins: dict[Kind, Any] = {}
+        self.answers: dict[tuple[Kind, str], tuple[jax.Array, jax.Array]] = {}
         self.problem = make_problem(shape)
-        self.bf16 = Problem(
-            **vars(self.problem) | {"logits": self.problem.logits.astype(jnp.bfloat16)}
-        )
+        self.problems = {(MULTIBLANK, "f32"): self.problem}
+
+    def problem_of(self, kind: Kind, dtype: str) -> Problem:
+        if (kind, dtype) not in self.problems:
+            if dtype == "bf16":
+                wide = self.problem_of(kind, "f32")
+                made = dataclasses.replace(wide, logits=wide.logits.astype(jnp.bfloat16))
+            elif kind.model.durations:
+                made = make_problem(self.shape, kind)
+            else:  # the same logits
+                made = dataclasses.replace(self.problem, kind=kind)
+            self.problems[kind, dtype] = made
+        return self.problems[kind, dtype]
 
     # ---- What is timed -------------------------------------------------------------------
 
@@ -97,11 +110,13 @@ class Table:
         of = functools.partial
         rivals = {
             "strong": of(self.build, "strong"),
-            "strong, RNN-T": of(self.build, "strong", durations=()),
+            "strong, RNN-T": of(self.build, "strong", kind=RNNT),
             "strong, bfloat16": of(self.build, "strong", dtype="bf16"),
+            "strong, TDT": of(self.build, "strong", kind=TDT_0_TO_4),
+            "strong, TDT, bfloat16": of(self.build, "strong", kind=TDT_0_TO_4, dtype="bf16"),
             "autodiff scan": of(self.build, "autodiff"),
             "remat scan": of(self.build, "remat"),
-            "our pure JAX": lambda _: Call(self.twin(BIG_BLANKS), lambda: (self.problem.logits,)),
+            "our pure JAX": lambda _: Call(self.twin(MULTIBLANK), lambda: (self.problem.logits,)),
         }
         return {
             "read": of(self.build_floor, "read"),
@@ -113,8 +128,10 @@ class Table:
             BF16_FLOOR[0]: of(self.build_floor, "read", share=2),
             BF16_FLOOR[1]: of(self.build_floor, "copy", share=2),
             "ours": of(self.build, "ours"),
-            "ours, RNN-T": of(self.build, "ours", durations=()),
+            "ours, RNN-T": of(self.build, "ours", kind=RNNT),
             "ours, bfloat16": of(self.build, "ours", dtype="bf16"),
+            "ours, TDT": of(self.build, "ours", kind=TDT_0_TO_4),
+            "ours, TDT, bfloat16": of(self.build, "ours", kind=TDT_0_TO_4, dtype="bf16"),
             "ours, donated": self.build_donated,
             "ours, with h @ W": self.build_behind_product,
             "h @ W alone": self.build_product,
@@ -132,23 +149,21 @@ class Table:
         program = jax.jit(function).lower(self.problem.logits).compile()
         return Call(program, lambda: (self.problem.logits,))
 
-    def build(
-        self, which: str, name: str, durations: tuple[int, ...] = BIG_BLANKS, dtype: str = "f32"
-    ) -> Call:
-        problem = self.bf16 if dtype == "bf16" else self.problem
-        program = problem.compiled(which, durations)
+    def build(self, which: str, name: str, kind: Kind = MULTIBLANK, dtype: str = "f32") -> Call:
+        problem = self.problem_of(kind, dtype)
+        program = problem.compiled(which)
         (_, losses), gradient = program(problem.logits)
         precise = dtype != "f32" or which == "ours"
-        self.check(name, losses, gradient, durations, TOLERANCE[dtype if precise else "log-domain"])
+        self.check(name, losses, gradient, kind, TOLERANCE[dtype if precise else "log-domain"])
         return Call(program, lambda: (problem.logits,))
 
     def build_donated(self, name: str) -> Call:
         """The gradient takes the logits' place, as it does where logits are made within `jit`."""
         copy = jax.jit(jnp.copy)
-        step = jax.jit(self.problem.step("ours", BIG_BLANKS), donate_argnums=0)
+        step = jax.jit(self.problem.step("ours"), donate_argnums=0)
         program = step.lower(self.problem.logits).compile()
         (_, losses), gradient = program(copy(self.problem.logits))
-        self.check(name, losses, gradient, BIG_BLANKS, TOLERANCE["f32"])
+        self.check(name, losses, gradient, MULTIBLANK, TOLERANCE["f32"])
         return Call(program, lambda: (copy(self.problem.logits),))
 
     @functools.cached_property
@@ -160,7 +175,7 @@ class Table:
 
     def build_behind_product(self, name: str) -> Call:
         def loss(which, hidden, kernel):
-            return self.problem.loss(which, BIG_BLANKS, product(hidden, kernel))[0]
+            return self.problem.loss(which, product(hidden, kernel))[0]
 
         def compiled(which):
             step = jax.value_and_grad(functools.partial(loss, which), argnums=(0, 1))
@@ -185,27 +200,27 @@ class Table:
     def build_peer(self, peer: Callable[..., peers.Step], name: str) -> Call:
         step = peer(self.problem.logits, np.asarray(self.problem.labels))
         losses, gradient = (jnp.from_dlpack(result) for result in step())
-        self.check(name, losses, gradient, (), TOLERANCE["peer"])
+        self.check(name, losses, gradient, RNNT, TOLERANCE["peer"])
         return Call(lambda: (step(), None)[1], lambda: ())  # its results are not JAX's
 
     # ---- Right? --------------------------------------------------------------------------
 
-    def twin(self, durations: tuple[int, ...]) -> Any:
+    def twin(self, kind: Kind) -> Any:
         """Compiled once, it answers for float32 and bfloat16, and is one of the rivals."""
-        if durations not in self.twins:
-            self.twins[durations] = self.problem.compiled("twin", durations)
-        return self.twins[durations]
+        if kind not in self.twins:
+            self.twins[kind] = self.problem_of(kind, "f32").compiled("twin")
+        return self.twins[kind]
 
-    def expected(self, durations: tuple[int, ...], bf16: bool) -> tuple[jax.Array, jax.Array]:
-        if (durations, bf16) not in self.answers:
-            logits = self.bf16.logits.astype(jnp.float32) if bf16 else self.problem.logits
-            (_, losses), gradient = self.twin(durations)(logits)
-            self.answers[durations, bf16] = losses, gradient
-        return self.answers[durations, bf16]
+    def expected(self, kind: Kind, dtype: str) -> tuple[jax.Array, jax.Array]:
+        if (kind, dtype) not in self.answers:
+            logits = self.problem_of(kind, dtype).logits.astype(jnp.float32)
+            (_, losses), gradient = self.twin(kind)(logits)
+            self.answers[kind, dtype] = losses, gradient
+        return self.answers[kind, dtype]
 
-    def check(self, name, losses, gradient, durations, tolerance) -> None:
-        bf16 = gradient.dtype == jnp.bfloat16
-        expected_losses, expected = self.expected(durations, bf16)
+    def check(self, name, losses, gradient, kind, tolerance) -> None:
+        dtype = "bf16" if gradient.dtype == jnp.bfloat16 else "f32"
+        expected_losses, expected = self.expected(kind, dtype)
         apart = jnp.max(jnp.abs(gradient.astype(jnp.float32) - expected)) * self.shape[0]
         relative = jnp.max(jnp.abs(losses / expected_losses - 1))
         self.judge(name, float(jnp.maximum(apart, relative)), tolerance)
@@ -240,7 +255,7 @@ class Table:
         """The arrays: the next shape needs the memory."""
         self.num_bytes = self.problem.logits.nbytes
         self.milliseconds = {name: call.milliseconds for name, call in self.calls.items()}
-        del self.calls, self.problem, self.bf16, self.floors, self.twins
+        del self.calls, self.problem, self.problems, self.floors, self.twins
         self.__dict__.pop("operands", None)
 
     def medians(self) -> dict[str, float]:
@@ -306,7 +321,7 @@ def measure_memory(tables: list[Table], quick: bool) -> None:
     """Each in a process of its own; those that are no goal on one shape alone."""
     large = [table for table in tables if table.num_bytes >= MEMORY_FROM]
     for i, table in enumerate(large):
-        which = {"ours": "ours", "strong": "strong"}
+        which = {name: name for name in ("ours", "ours, TDT", "strong", "strong, TDT")}
         if i == 0 and not quick:
             which |= {"autodiff scan": "autodiff", "remat scan": "remat", "our pure JAX": "twin"}
         for name, key in which.items():
@@ -342,7 +357,7 @@ def main() -> None:
         tables[-1].release()
         print(f"{shape}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     say("value_and_grad, ms: median [min,max] of interleaved rounds. Durations 2, 4, 8, float32,")
-    say("logits that stay the caller's, if nothing else is said.", "")
+    say("logits that stay the caller's, if nothing else is said; TDT: durations 0 to 4.", "")
     say(*table_of_times(tables), "")
     measure_memory(tables, quick)
     for table in tables:
@@ -354,9 +369,9 @@ def main() -> None:
     say(f"In a process that keeps its memory ({settings}), ms and ratios", "")
     say(*table_of_kept(tables), "")
     if not quick:
-        errors = "   ".join(f"{name}: {error:.1e}" for name, error in precision.measure().items())
         say(f"Largest error of a float32 gradient against float64 at {precision.SHAPE},")
-        say(f"goal {PRECISION_GOAL:.0e}:   {errors}", "")
+        say(f"goal {PRECISION_GOAL:.0e}:")
+        say(*(f"  {name:24}{error:.1e}" for name, error in precision.measure().items()), "")
     rows, lines = decoding.run(quick)
     write_csv(FIELDS, [row for table in tables for row in table.rows()] + rows, out / "cpu.csv")
     say(*lines, "")

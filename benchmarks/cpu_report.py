@@ -10,6 +10,7 @@ from programs import Shape
 SMALL_V = 128  # below, the lattice counts, and the goal is a peer's time instead of the floor's
 # To be read beside the ratios: nothing here asserts a time.
 FLOOR_GOAL, RIVAL_GOAL, PEER_GOAL, MEMORY_GOAL = 1.5, 0.5, 1 / 3, 1.05
+TDT_GOAL, TDT_MEMORY_GOAL = 1.25, 1.06  # of times: over multi-blank
 PRECISION_GOAL = 1e-4
 # Names of programs, where a ratio needs them.
 FRESH = "copy to fresh memory"
@@ -86,6 +87,14 @@ def over_floor(above: str, *below: str) -> Ratio:
     return lambda table, ms: big(table, ms) if table.shape[3] >= SMALL_V else None
 
 
+TDT_ROWS: list[Row] = [
+    ("ours / strong, TDT", RIVAL_GOAL, over("ours, TDT", "strong, TDT")),
+    ("the same, bfloat16", RIVAL_GOAL, over("ours, TDT, bfloat16", "strong, TDT, bfloat16")),
+    ("TDT / multi-blank, ours", TDT_GOAL, over("ours, TDT", "ours")),
+    ("the same, bfloat16", TDT_GOAL, over("ours, TDT, bfloat16", "ours, bfloat16")),
+]
+
+
 def lines_of_ratios(rows: list[Row], tables: Sequence[Table], medians: list[dict]) -> list[str]:
     """A goal stands beside, for a reader to compare."""
     lines = [f"{'':36}{'goal':>8}" + "".join(f"{','.join(map(str, t.shape)):>16}" for t in tables)]
@@ -102,6 +111,7 @@ def table_of_kept(tables: Sequence[Table]) -> list[str]:
     rows: list[Row] = [
         ("ours / strong", RIVAL_GOAL, over("ours", "strong")),
         ("the same, bfloat16", RIVAL_GOAL, over("ours, bfloat16", "strong, bfloat16")),
+        *TDT_ROWS,
         ("ours / (read + copy)", FLOOR_GOAL, over_floor("ours", "read", "copy")),
         ("the same, bfloat16", FLOOR_GOAL, over_floor("ours, bfloat16", *BF16_FLOOR)),
         ("bfloat16 / float32, ours", None, over("ours, bfloat16", "ours")),
@@ -122,6 +132,7 @@ def table_of_ratios(tables: Sequence[Table]) -> list[str]:
         ("ours / strong", RIVAL_GOAL, over("ours", "strong")),
         ("the same, RNN-T", RIVAL_GOAL, over("ours, RNN-T", "strong, RNN-T")),
         ("the same, bfloat16", RIVAL_GOAL, over("ours, bfloat16", "strong, bfloat16")),
+        *TDT_ROWS,
         ("ours / (read + copy)", FLOOR_GOAL, over_floor("ours", "read", "copy")),
         ("the same, bfloat16", FLOOR_GOAL, over_floor("ours, bfloat16", *BF16_FLOOR)),
         ("ours, donated / (read + copy)", None, over_floor("ours, donated", "read", "copy")),
@@ -130,11 +141,15 @@ def table_of_ratios(tables: Sequence[Table]) -> list[str]:
         ("bfloat16 / float32, ours", None, over("ours, bfloat16", "ours")),
         ("ours / best peer, small V", PEER_GOAL, over_peer),
         ("peak growth / logits, ours", MEMORY_GOAL, of_memory("ours", "growth")),
+        ("  ours, TDT", TDT_MEMORY_GOAL, of_memory("ours, TDT", "growth")),
         ("  strong", None, of_memory("strong", "growth")),
+        ("  strong, TDT", None, of_memory("strong, TDT", "growth")),
         ("  autodiff scan", None, of_memory("autodiff scan", "growth")),
         ("  remat scan", None, of_memory("remat scan", "growth")),
         ("  our pure JAX", None, of_memory("our pure JAX", "growth")),
         ("XLA's temporaries / logits, ours", None, of_memory("ours", "temp")),
+        ("  ours, TDT", None, of_memory("ours, TDT", "temp")),
         ("  strong", None, of_memory("strong", "temp")),
+        ("  strong, TDT", None, of_memory("strong, TDT", "temp")),
     ]
     return lines_of_ratios(rows, tables, [table.medians() for table in tables])

@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mbrnnt import TDT, MultiblankRNNT, Transducer, greedy_decode
-from programs import BIG_BLANKS
+from jax_mbrnnt import Transducer, greedy_decode
+from programs import MULTIBLANK, RNNT, TDT_0_TO_4
 from timing import Call, interleave
 
 BATCH, FRAMES, HIDDEN, CLASSES = 16, 400, 256, 512
 EVERY = 6  # frames a label, on average
 TRANSDUCERS: dict[str, Transducer] = {
-    "RNN-T": MultiblankRNNT(),
-    "multi-blank": MultiblankRNNT(big_blank_durations=BIG_BLANKS),
-    "TDT, 0 to 4": TDT(durations=(0, 1, 2, 3, 4)),
+    "RNN-T": RNNT.ours,
+    "multi-blank": MULTIBLANK.ours,
+    "TDT, 0 to 4": TDT_0_TO_4.ours,
 }
 
 

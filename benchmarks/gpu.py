@@ -90,7 +90,7 @@ class Case:
         batch = logits.shape[0]
         operands = (logits, self.labels[:batch], *(a[:batch] for a in self.lengths))
         if which == "scan":
-            losses = rivals.autodiff_scan(*operands, self.durations)
+            losses = rivals.autodiff_scan(*operands, rivals.multiblank(self.durations))
         else:
             implementation = "xla" if which == "pure JAX" else "ffi"
             losses = dataclasses.replace(self.criterion, implementation=implementation)(*operands)

@@ -107,8 +107,9 @@ def compile_step(program: str, operands: tuple[Any, ...], chunk_frames: int | No
         options["chunk_frames"] = chunk_frames
         loss = functools.partial(multiblank_rnnt_joint_loss, joint, **options)
     else:
-        options["chunk_frames"] = chunk_frames or chunk_frames_of(operands)
-        loss = functools.partial(rivals.remat_joint, joint, **options)
+        model = rivals.multiblank(BIG_BLANKS)
+        chunk_frames = chunk_frames or chunk_frames_of(operands)
+        loss = functools.partial(rivals.remat_joint, joint, model=model, chunk_frames=chunk_frames)
     step = jax.value_and_grad(lambda *x: loss(*x).mean(), argnums=(0, 1, 2))
     return jax.jit(step).lower(*operands).compile()
 

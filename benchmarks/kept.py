@@ -7,13 +7,14 @@ glibc reads these settings when a process starts, so it has one of its own.
 
 import argparse
 import functools
+import itertools
 import json
 
 import jax.numpy as jnp
 
 import apart
 import floor
-from programs import Shape, make_problem
+from programs import MULTIBLANK, TDT_0_TO_4, Shape, make_problem
 from timing import Call, Pass, interleave
 
 SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
@@ -33,13 +34,14 @@ def main() -> None:
     calls: dict[str, Call] = {}
     passes = None
     for suffix, dtype in {"": jnp.float32, ", bfloat16": jnp.bfloat16}.items():
-        problem = make_problem(arguments.shape, dtype)
+        problem = make_problem(arguments.shape, MULTIBLANK, dtype)
         passes = passes or floor.Floor(problem.logits.nbytes)  # the smaller ones fit as well
         for kind in ("read", "copy"):
             run = functools.partial(passes.milliseconds, kind, problem.logits.nbytes)
             calls[kind + suffix] = Pass(run, lambda: ())
-        for which in ("ours", "strong"):
-            calls[which + suffix] = Call(
+        problems = {"": problem, ", TDT": make_problem(arguments.shape, TDT_0_TO_4, dtype)}
+        for which, (kind, problem) in itertools.product(("ours", "strong"), problems.items()):
+            calls[which + kind + suffix] = Call(
                 problem.compiled(which), lambda problem=problem: (problem.logits,)
             )
     interleave(calls, arguments.seconds, (3, 25))

@@ -1,6 +1,6 @@
 """The peak of memory of one program, in a fresh process.
 
-    python benchmarks/memory.py --shape 4,200,41,1024 --which ours    prints JSON
+    python benchmarks/memory.py --shape 4,200,41,1024 --which "ours, TDT"    prints JSON
 
 The growth is that of the resident set from before the first call, when the logits are there and the
 program is compiled, to its peak: temporaries and the gradient (1.00 of it). XLA's own count of the
@@ -13,7 +13,9 @@ import json
 import pathlib
 
 import apart
-from programs import BIG_BLANKS, LOSSES, Shape
+from programs import KINDS, LOSSES, Shape
+
+PROGRAMS = {which + suffix: (which, kind) for which in LOSSES for suffix, kind in KINDS.items()}
 
 
 def measure(shape: Shape, which: str) -> dict[str, float]:
@@ -44,13 +46,14 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=apart.parse_shape, required=True)
-    parser.add_argument("--which", choices=list(LOSSES), required=True)
+    parser.add_argument("--which", choices=list(PROGRAMS), required=True)
     arguments = parser.parse_args()
-    small = make_problem((1, 4, 3, 16))  # starts threads, loads libraries
-    jax.block_until_ready(jax.jit(small.step(arguments.which, BIG_BLANKS))(small.logits))
-    problem = make_problem(arguments.shape)
+    which, kind = PROGRAMS[arguments.which]
+    small = make_problem((1, 4, 3, 16), kind)  # starts threads, loads libraries
+    jax.block_until_ready(small.compiled(which)(small.logits))
+    problem = make_problem(arguments.shape, kind)
     logits = jax.block_until_ready(problem.logits)
-    program = problem.compiled(arguments.which)
+    program = problem.compiled(which)
     before = start()
     results = jax.block_until_ready(program(logits))
     growth = resident("VmHWM") - before

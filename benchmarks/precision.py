@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import apart
-from programs import BIG_BLANKS, Shape, make_problem
+from programs import MULTIBLANK, TDT_0_TO_4, Shape, make_problem
 
 SHAPE: Shape = (1, 1000, 101, 512)
 
@@ -26,17 +26,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=apart.parse_shape, default=SHAPE)
     shape = parser.parse_args().shape
-    problem = make_problem(shape)
-    found = {}
-    for which in ("ours", "twin", "strong"):  # traced as a user's float32 is
-        _, found[which] = jax.jit(problem.step(which, BIG_BLANKS))(problem.logits)
-    jax.config.update("jax_enable_x64", True)
-    exact = jax.jit(problem.step("twin", BIG_BLANKS))(problem.logits.astype(jnp.float64))[1]
-    assert exact.dtype == jnp.float64
-    errors = {
-        which: float(jnp.max(jnp.abs(gradient - exact))) * shape[0]
-        for which, gradient in found.items()
-    }
+    errors = {}
+    for suffix, kind in {"": MULTIBLANK, ", TDT": TDT_0_TO_4}.items():
+        problem = make_problem(shape, kind)
+        found = {}
+        for which in ("ours", "twin", "strong"):  # traced as a user's float32 is
+            _, found[which + suffix] = jax.jit(problem.step(which))(problem.logits)
+        jax.config.update("jax_enable_x64", True)
+        exact = jax.jit(problem.step("twin"))(problem.logits.astype(jnp.float64))[1]
+        assert exact.dtype == jnp.float64
+        for name, gradient in found.items():
+            errors[name] = float(jnp.max(jnp.abs(gradient - exact))) * shape[0]
+        jax.config.update("jax_enable_x64", False)
     print(json.dumps(errors))
 
 
