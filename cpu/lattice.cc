@@ -84,7 +84,6 @@ class Utterance {
       std::fill(numbers.mantissas + begin, numbers.mantissas + end, T(0));
       std::fill(numbers.exponents + begin, numbers.exponents + end, -T(INFINITY));
     };
-    for (int a = 0; a < lattice_.table.size; ++a) fill_with_zero(Arcs(a));
     fill_with_zero(Alphas());
     if (s_.posteriors) fill_with_zero(Betas());
     for (int64_t row = first; row < last; ++row) {
@@ -157,18 +156,25 @@ class Utterance {
 
   void ReadDiagonal(int64_t d) {
     const int num_arcs = lattice_.table.size;
-    const int64_t begin = BeginOfNodes(d), end = diagonals_.End(d);
-    if (begin >= end) return;
-    loops_.weights(end - begin, num_arcs, lattice_.arc_log_probs + InMemory(d, begin),
-                   InMemory(0, 1), Arcs(0) + diagonals_.At(d, begin), 2 * diagonals_.size());
+    const int64_t row = diagonals_.RowOf(d), end = diagonals_.End(d), begin = BeginOfNodes(d);
+    if (begin < end) {
+      loops_.weights(end - begin, num_arcs, lattice_.arc_log_probs + InMemory(d, begin),
+                     InMemory(0, 1), Arcs(0) + diagonals_.AtRow(row, begin), 2 * diagonals_.size());
+    }
     for (int a = 0; a < num_arcs; ++a) {
-      const ScaledRow<T> arcs = Arcs(a) + diagonals_.At(d, 0);
+      const Arc arc = lattice_.table.arcs[a];
+      const ScaledRow<T> arcs = Arcs(a) + diagonals_.AtRow(row, 0);
       const auto remove = [&](int64_t u) {
         arcs.mantissas[u] = T(0);
         arcs.exponents[u] = -T(INFINITY);
       };
-      for (int64_t u = begin; u < end && !lattice_.HasArc(d - u, u, a); ++u) remove(u);
-      for (int64_t u = end - 1; u >= begin && !lattice_.HasArc(d - u, u, a); --u) remove(u);
+      remove(-1);
+      if (row + 1 == num_rows()) remove(lattice_.extent.labels + 1);
+      if (arc.emits && end > lattice_.extent.labels) remove(lattice_.extent.labels);
+      // Too long for the frames that are left: from the first column on.
+      int64_t u = diagonals_.Begin(d);
+      if (d - u + arc.duration < lattice_.extent.frames) continue;
+      for (; u < end && !lattice_.HasArc(d - u, u, arc); ++u) remove(u);
     }
   }
 

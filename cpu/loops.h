@@ -1,53 +1,32 @@
-// The loops where nearly all of the time goes: over a row of V logits, and over the
-// nodes of an anti-diagonal or of a frame. They are compiled once for every
+// The loops where nearly all of the time goes: over rows of V logits, and over the
+// nodes of an anti-diagonal. They are compiled once for every
 // instruction set in CMakeLists.txt and chosen at run time; everything else is
 // compiled once, for the baseline.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
-#include "lattice/emission.h"
+#include "cpu/reads.h"
 #include "lattice/number.h"
 #include "lattice/scaled.h"
+#include "lattice/stages.h"
 
 namespace mbrnnt::cpu {
 
-// The classes that a node's arcs read, with the arcs' weighed posteriors; anything behind them.
-template <typename T>
-struct ReadClasses {
-  using Class = std::conditional_t<sizeof(T) == sizeof(int32_t), int32_t, int64_t>;
-  int size = 0;
-  Class classes[kMaxArcs];
-  T posteriors[kMaxArcs];
+// Nodes at a time, at most, in the loops over rows.
+inline constexpr int kNodes = 32;
 
-  void Add(int64_t v, T posterior) {
-    classes[size] = static_cast<Class>(v);
-    posteriors[size++] = posterior;
-  }
-};
-
-// Rows that are computed side by side, a number of each in a column: as many as the widest register
-// takes. What stands behind the rows that there are may be anything.
-inline constexpr int kRows = 16;
-template <typename T>
-using Column = T[kRows];
-
+// The row stages at n consecutive nodes of utterance b: of a frame, from column u on.
 template <typename L>
 struct RowLoops {
   using T = Real<L>;
-  // Shifts and logarithms of a head of consecutive rows. Fetches the row behind them, too.
-  void (*log_normalizers)(const L* logits, int num_rows, int64_t num_classes, int64_t row_size,
-                          T* shifts, T* log_sums);
-  // The gradient of a row's head, see GradientRule. May be in place. Fetches `next`, that of the
-  // next row.
-  void (*gradient)(const L* logits, int64_t num_classes, const L* next, T shift, T factor,
-                   const ReadClasses<T>& read, GradientRule<T> rule, T cotangent, L* gradients);
-  // The same of a head of a few classes, with the rows side by side: in its columns `scores`, and
-  // `own`, what is read of each class. The gradients take the scores' place.
-  void (*few_log_normalizers)(const Column<T>* scores, int64_t num_classes, T* shifts, T* log_sums);
-  void (*few_gradients)(Column<T>* scores, int64_t num_classes, const T* shifts, const T* factors,
-                        const Column<T>* own, GradientRule<T> rule, T cotangent);
+  // Fetches the row behind the last one, too.
+  void (*arc_log_probs)(const ArcLogProbsStage<L>& stage, const Reads& reads, int64_t b,
+                        int64_t node, int64_t u, int n);
+  // `scales`: of every node and head what makes exp(logit - shift) a probability.
+  void (*logit_gradients)(const LogitGradientsStage<L>& stage, const Reads& reads,
+                          const Shares<T>& shares, const T* scales, int64_t b, int64_t node,
+                          int64_t u, int n);
 };
 
 // Scaled numbers side by side: mantissas and exponents apart, as SIMD wants them.

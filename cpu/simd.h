@@ -114,6 +114,11 @@ MBRNNT_HD void StoreFirst(T* to, V v, int64_t n) {
   }
 }
 
+template <typename T>
+MBRNNT_HD void StoreUpTo(T* to, Vec<T> v, int64_t n) {
+  n < kLanes<T> ? StoreFirst(to, v, n) : Store(to, v);
+}
+
 // As many again: what stands behind them is not touched, since another thread may be writing it.
 // (By masked loads, which are as fast as whole ones: putting a register together in memory is not.)
 template <typename T>
@@ -133,6 +138,11 @@ MBRNNT_HD Vec<T> LoadFirst(const T* from, int64_t n) {
 #endif
 }
 
+template <typename T>
+MBRNNT_HD Vec<T> LoadUpTo(const T* from, int64_t n) {
+  return n < kLanes<T> ? LoadFirst(from, n) : Load(from);
+}
+
 // Every second number of a and b is a's: those of their first halves or of their second ones.
 template <bool kSecond, typename V>
 MBRNNT_HD V Interleave(V a, V b) {
@@ -148,17 +158,31 @@ MBRNNT_HD V Interleave(V a, V b) {
   return __builtin_shuffle(a, b, from);
 #endif
 }
-// As many registers as each has numbers: rows become columns.
-template <typename V>
+// Of kRows registers, a power of two: rows become columns, one behind the other.
+template <int kRows, typename V>
 MBRNNT_HD void Transpose(V* v) {
-  constexpr int kSize = sizeof(V) / sizeof(v[0][0]);
-  for (int done = 1; done < kSize; done *= 2) {
-    V next[kSize];
-    for (int i = 0; i < kSize / 2; ++i) {
-      next[2 * i] = Interleave<false>(v[i], v[i + kSize / 2]);
-      next[2 * i + 1] = Interleave<true>(v[i], v[i + kSize / 2]);
+  for (int done = 1; done < kRows; done *= 2) {
+    V next[kRows];
+    for (int i = 0; i < kRows / 2; ++i) {
+      next[2 * i] = Interleave<false>(v[i], v[i + kRows / 2]);
+      next[2 * i + 1] = Interleave<true>(v[i], v[i + kRows / 2]);
     }
-    for (int i = 0; i < kSize; ++i) v[i] = next[i];
+    for (int i = 0; i < kRows; ++i) v[i] = next[i];
+  }
+}
+
+// The first num_columns columns of num_rows registers, no more than kRows: what stands in each goes
+// to a place of its own, `stride` after the one before.
+template <int kRows, typename T, typename V>
+MBRNNT_HD void StoreColumns(V* rows, int num_columns, int num_rows, int64_t stride, T* to) {
+  Transpose<kRows>(rows);
+  using Column = typename VectorOf<T, kRows>::type;
+  Column columns[kLanes<T>];
+  std::memcpy(columns, rows, sizeof(columns));
+  for (int c = 0; c < kLanes<T>; ++c, to += stride) {
+    if (c >= num_columns) continue;
+    num_rows < kRows ? StoreFirst(to, columns[c], num_rows)
+                     : (void)std::memcpy(to, &columns[c], sizeof(Column));
   }
 }
 

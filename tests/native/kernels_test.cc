@@ -18,6 +18,7 @@ namespace {
 
 using namespace mbrnnt;
 using test::random_bits;
+using test::RandomInt;
 
 void InShuffledPieces(int64_t n, const cpu::LoopBody& body) {
   std::vector<int64_t> pieces(n);
@@ -48,65 +49,134 @@ struct CpuRoom {
   }
 };
 
-// The loops chosen for this processor and the baseline's agree, over every number of classes, and
-// beside a head of `others` classes or alone.
+// A frame of one utterance, whose rows have a head of any size, alone or beside one of `others`.
 template <typename L>
-void CompareRowLoops(int64_t others) {
+struct Frame {
   using T = Real<L>;
-  constexpr int kRows = 19;  // more than a register takes
-  std::normal_distribution<float> normal(0, 3);
-  const auto best = cpu::BestRowLoops<L>(), baseline = cpu::baseline::ForRows<L>();
-  for (int64_t n = 1; n < 150; ++n) {
-    const Emission emission{0, others > 0 ? 2 : 1, {n, others}, {}};
-    const int64_t row_size = emission.RowSize();
-    std::vector<L> rows(kRows * row_size);
-    for (L& x : rows) x = FromReal<L>(T(normal(random_bits)));
-    LogNormalizer<T> normalizers[2][kRows * kMaxHeads];
-    baseline.log_normalizers(rows.data(), kRows, emission, normalizers[0]);
-    best.log_normalizers(rows.data(), kRows, emission, normalizers[1]);
-    for (int i = 0; i < kRows * emission.num_heads; ++i) {
-      const int h = i % emission.num_heads;
-      const L* head = rows.data() + i / emission.num_heads * row_size + h * n;
-      double shift = -INFINITY, sum = 0;
-      for (int64_t v = 0; v < emission.sizes[h]; ++v) {
-        shift = std::max(shift, double{ToReal(head[v])});
+  static constexpr int kColumns = 19;  // more than a register takes
+  Emission emission;
+  int64_t row_size;
+  int32_t one = 1, num_labels = kColumns - 1;
+  std::vector<int32_t> labels = std::vector<int32_t>(kColumns - 1);
+  std::vector<L> logits;
+  std::vector<T> posteriors;
+  T sigma = T(0.05), label_weight = T(1.5), cotangent = 2, clamp;
+  Batch batch{1, 1, kColumns, &one, &num_labels};
+
+  // A label may be a class that a blank reads, too; two arcs read the same one.
+  Frame(int64_t size, int64_t others, T clamp)
+      : emission{4, others > 0 ? 2 : 1, {size, others}, {{kNextLabel}}},
+        row_size(emission.RowSize()),
+        logits(kColumns * row_size),
+        posteriors(kColumns * 4),
+        clamp(clamp) {
+    const int64_t classes[] = {size - 1, size / 2, size - 1};
+    for (int a = 0; a < 3; ++a) {
+      emission.classes[0][a + 1] = static_cast<int32_t>(classes[a]);
+      if (others > 0) emission.classes[1][a + 1] = static_cast<int32_t>(RandomInt(0, others - 1));
+    }
+    for (int32_t& v : labels) v = static_cast<int32_t>(RandomInt(0, size - 1));
+    std::normal_distribution<float> normal(0, 3);
+    for (L& x : logits) x = FromReal<L>(T(normal(random_bits)));
+    for (T& x : posteriors) x = T(RandomInt(0, 30)) / T(100);
+    posteriors[(kColumns - 1) * 4] = 0;  // no label is left
+  }
+
+  struct Results {
+    std::vector<T> arc_log_probs = std::vector<T>(kColumns * 4);
+    std::vector<LogNormalizer<T>> normalizers;
+    std::vector<L> gradients;
+  };
+  Results Run(const cpu::RowLoops<L>& loops, bool in_place) const {
+    Results results;
+    results.normalizers.resize(kColumns * emission.num_heads);
+    results.gradients = in_place ? logits : std::vector<L>(logits.size());
+    const cpu::Reads reads(emission);
+    const ArcLogProbsStage<L> forward{batch,
+                                      emission,
+                                      logits.data(),
+                                      labels.data(),
+                                      &sigma,
+                                      results.arc_log_probs.data(),
+                                      results.normalizers.data()};
+    loops.arc_log_probs(forward, reads, 0, 0, 0, kColumns);
+    const LogitGradientsStage<L> backward{batch,
+                                          emission,
+                                          clamp > 0,
+                                          in_place ? results.gradients.data() : logits.data(),
+                                          labels.data(),
+                                          results.normalizers.data(),
+                                          posteriors.data(),
+                                          &label_weight,
+                                          &clamp,
+                                          &cotangent,
+                                          results.gradients.data()};
+    std::vector<T> scales;
+    for (const LogNormalizer<T>& normalizer : results.normalizers) {
+      scales.push_back(GradientRule<T>::Factor(T(1), normalizer));
+    }
+    const cpu::Shares<T> shares(backward, reads, 0);
+    loops.logit_gradients(backward, reads, shares, scales.data(), 0, 0, 0, kColumns);
+    return results;
+  }
+
+  void Check(const Results& results) const {
+    for (int u = 0; u < kColumns; ++u) {
+      std::vector<double> log_probs(4, -double{sigma});
+      int64_t begin = u * row_size;
+      for (int h = 0; h < emission.num_heads; ++h) {
+        const int64_t size = emission.sizes[h];
+        const L* head = logits.data() + begin;
+        double shift = -INFINITY, sum = 0, occupancy = 0;
+        for (int64_t v = 0; v < size; ++v) shift = std::max(shift, double{ToReal(head[v])});
+        for (int64_t v = 0; v < size; ++v) sum += std::exp(ToReal(head[v]) - shift);
+        const LogNormalizer<T> normalizer = results.normalizers[u * emission.num_heads + h];
+        EXPECT(normalizer.shift == shift);
+        EXPECT(std::abs(normalizer.log_sum - std::log(sum)) <= 1e-6);
+
+        std::vector<double> own(size);
+        for (int a = 0; a < 4; ++a) {
+          int64_t v = emission.classes[h][a];
+          if (v == kNextLabel && u == num_labels) log_probs[a] = -INFINITY;
+          if (v == kNextLabel && u == num_labels) continue;
+          if (v == kNextLabel) v = labels[u];
+          const double weight = h == 0 && a == 0 ? label_weight : 1;
+          const double posterior = weight * posteriors[u * 4 + a];
+          log_probs[a] += ToReal(head[v]) - shift - std::log(sum);
+          occupancy += posterior;
+          own[v] += posterior;
+        }
+        for (int64_t v = 0; v < size; ++v) {
+          const double p = std::exp(ToReal(head[v]) - shift) / sum;
+          double expected = p * occupancy - own[v];
+          if (h == 0 && clamp > 0) {
+            expected = std::min(std::max(expected, -double{clamp}), double{clamp});
+          }
+          const double got = ToReal(results.gradients[begin + v]);
+          EXPECT(std::abs(got - cotangent * expected) <= (sizeof(L) == 2 ? 0.01 : 2e-6));
+        }
+        begin += size;
       }
-      for (int64_t v = 0; v < emission.sizes[h]; ++v) sum += std::exp(ToReal(head[v]) - shift);
-      for (const auto* of : {normalizers[0], normalizers[1]}) {
-        EXPECT(of[i].shift == shift);
-        EXPECT(std::abs(of[i].log_sum - std::log(sum)) <= 1e-6);
+      for (int a = 0; a < 4; ++a) {
+        const T got = results.arc_log_probs[u * 4 + a];
+        EXPECT(got == log_probs[a] || std::abs(got - log_probs[a]) <= 1e-5);
       }
     }
-    const LogNormalizer<T> normalizer = normalizers[0][0];
-    cpu::ReadClasses<T> read;  // arcs may share a class
-    read.Add(n - 1, T(0.3));
-    read.Add(n / 2, T(0.25));
-    read.Add(n - 1, T(0.15));
-    for (const T clamp : {T(0), T(0.3)}) {
-      const GradientRule<T> rule{T(1), clamp};
-      const T shift = normalizer.shift, factor = rule.Factor(T(0.7), normalizer);
-      // What stands behind a head is another one's.
-      std::vector<L> expected(rows), got(rows), in_place(rows);
-      const auto gradient = [&](const cpu::RowLoops<L>& loops, const L* from, L* to) {
-        loops.gradient(from, n, from + row_size, shift, factor, read, rule, T(2), to);
-      };
-      gradient(baseline, rows.data(), expected.data());
-      gradient(best, rows.data(), got.data());
-      for (int64_t v = 0; v < n; ++v) {
-        double gradient = std::exp(ToReal(rows[v]) - shift - double{normalizer.log_sum}) * 0.7;
-        for (int i = 0; i < read.size; ++i)
-          gradient -= read.classes[i] == v ? read.posteriors[i] : 0;
-        if (clamp > 0) gradient = std::min(std::max(gradient, -0.3), 0.3);
-        const double tolerance = sizeof(L) == 2 ? 0.01 : 2e-6;
-        EXPECT(std::abs(ToReal(got[v]) - ToReal(expected[v])) <=
-               (sizeof(L) == 2 ? T(0.01) : T(1e-6)));
-        EXPECT(std::abs(ToReal(expected[v]) - 2 * gradient) <= tolerance);
-        EXPECT(std::abs(ToReal(got[v]) - 2 * gradient) <= tolerance);
-      }
-      EXPECT(std::memcmp(got.data() + n, rows.data() + n, (rows.size() - n) * sizeof(L)) == 0);
-      gradient(best, in_place.data(), in_place.data());
-      EXPECT(std::memcmp(in_place.data(), got.data(), rows.size() * sizeof(L)) == 0);
-    }
+  }
+};
+
+// All loops keep to the definition, over every number of classes; where they write does not matter.
+template <typename L>
+void CheckRowLoops(int64_t others) {
+  using T = Real<L>;
+  for (int64_t size = 1; size < 150; ++size) {
+    const Frame<L> frame(size, others, size % 2 ? T(0) : T(0.3));
+    const auto best = cpu::BestRowLoops<L>();
+    const auto results = frame.Run(best, false), in_place = frame.Run(best, true);
+    frame.Check(results);
+    frame.Check(frame.Run(cpu::baseline::ForRows<L>(), false));
+    EXPECT(std::memcmp(in_place.gradients.data(), results.gradients.data(),
+                       results.gradients.size() * sizeof(L)) == 0);
   }
 }
 
@@ -149,10 +219,10 @@ int main() {
   CheckHalf<BFloat16>();
   CheckHalf<Float16>();
   for (const int64_t others : {0, 1, 5, 21}) {
-    CompareRowLoops<float>(others);
-    CompareRowLoops<double>(others);
-    CompareRowLoops<BFloat16>(others);
-    CompareRowLoops<Float16>(others);
+    CheckRowLoops<float>(others);
+    CheckRowLoops<double>(others);
+    CheckRowLoops<BFloat16>(others);
+    CheckRowLoops<Float16>(others);
   }
   test::RunCases<CpuRoom, float>(400);
   test::RunCases<CpuRoom, double>(200);
