@@ -127,14 +127,20 @@ template <typename T>
 MBRNNT_HD bool HasFew(const HeadReads& reads) {
   return reads.all && reads.size < kLanes<T>;
 }
-// Such a head's scores to where a register of them is loaded later: one that is put together in
-// memory keeps its load waiting.
+// Its scores. Those of half precision are put together in memory, and a load of what has just been
+// stored in parts waits: so some time before.
 template <typename L>
-MBRNNT_HD void CopyFew(const L* from, int64_t n, Real<L>* to) {
+MBRNNT_HD void PrepareFew(const L* from, int64_t n, Real<L>* prepared) {
+  if constexpr (!std::is_same_v<L, Real<L>>) {
+    for (int64_t i = 0; i < n; ++i) prepared[i] = ToReal(from[i]);
+  }
+}
+template <typename L>
+MBRNNT_HD Vec<Real<L>> LoadFew(const L* from, int64_t n, const Real<L>* prepared) {
   if constexpr (std::is_same_v<L, Real<L>>) {
-    Store(to, LoadFirst(from, n));
+    return LoadFirst(from, n);
   } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = ToReal(from[i]);
+    return Load(prepared);
   }
 }
 template <typename L>
@@ -171,11 +177,10 @@ MBRNNT_HD LogNormalizer<Vec<Real<L>>> FewLogNormalizers(const L* row, int num_ro
                                                         Vec<Real<L>>* scores) {
   using T = Real<L>;
   using V = Vec<T>;
-  T rows[kLanes<T>][kLanes<T>];
-  for (int r = 0; r < kLanes<T>; ++r) {
-    CopyFew(row + std::min(r, num_rows - 1) * row_size, num_classes, rows[r]);
-  }
-  for (int r = 0; r < kLanes<T>; ++r) scores[r] = Load(rows[r]);
+  const auto row_at = [&](int r) { return row + std::min(r, num_rows - 1) * row_size; };
+  T prepared[kLanes<T>][kLanes<T>];
+  for (int r = 0; r < kLanes<T>; ++r) PrepareFew(row_at(r), num_classes, prepared[r]);
+  for (int r = 0; r < kLanes<T>; ++r) scores[r] = LoadFew(row_at(r), num_classes, prepared[r]);
   Transpose<kLanes<T>>(scores);
   V maximum = scores[0];
   for (int v = 1; v < kLanes<T>; ++v) {
@@ -322,7 +327,7 @@ __attribute__((noinline)) void Apart(const Body& body) {
 
 template <typename L>
 void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
-                    const Shares<Real<L>>& shares, const Real<L>* scales, int64_t b, int64_t node,
+                    const Shares<Real<L>>& shares, const Real<L>* scales, int64_t b, int64_t first,
                     int64_t u, int n) {
   using T = Real<L>;
   using V = Vec<T>;
@@ -332,14 +337,9 @@ void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
   const int32_t* labels = s.batch.LabelsOf(s.labels, b);
 
   // Of all nodes first: a node's sum waits for one posterior after the other.
-  alignas(V) T sums[kNodes][Shares<T>::kMaxSize], few[kNodes][kLanes<T>];
-  const int last = num_heads - 1;
+  alignas(V) T sums[kNodes][Shares<T>::kMaxSize];
   for (int r = 0; r < n; ++r) {
-    const T* posteriors = s.posteriors + (node + r) * num_arcs;
-    if (HasFew<T>(reads.heads[last])) {
-      const int64_t size = emission.sizes[last];
-      CopyFew(s.logits + (node + r + 1) * row_size - size, size, few[r]);
-    }
+    const T* posteriors = s.posteriors + (first + r) * num_arcs;
     for (int i = 0; i < shares.size; i += kLanes<T>) {
       V sum = {};
       for (int a = 0; a < num_arcs; ++a) sum += posteriors[a] * Load(shares.weights[a] + i);
@@ -349,7 +349,17 @@ void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
 
   const GradientRule<T> rules[kMaxHeads] = {s.RuleOf(b, 0), s.RuleOf(b, 1)};
   const T cotangent = s.cotangents[b];
-  for (int r = 0; r < n; ++r, ++node) {
+  const int last = num_heads - 1;
+  T prepared[2][kLanes<T>];  // of this row, and of the next one
+  const auto prepare = [&](int r) {
+    if (r == n || !HasFew<T>(reads.heads[last])) return;
+    const int64_t size = emission.sizes[last];
+    PrepareFew(s.logits + (first + r + 1) * row_size - size, size, prepared[r % 2]);
+  };
+  prepare(0);
+  for (int r = 0; r < n; ++r) {
+    const int64_t node = first + r;
+    prepare(r + 1);
     const L* logits = s.logits + node * row_size;
     L* gradients = s.logit_gradients + node * row_size;
     for (int h = 0; h < num_heads; ++h) {
@@ -365,7 +375,7 @@ void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
       if (!visited) {  // no path comes through: nothing to read
         std::fill_n(gradients, size, FromReal<L>(T(0)));
       } else if (HasFew<T>(head)) {
-        const V exponentials = Exp(Load(few[r]) - shift);
+        const V exponentials = Exp(LoadFew(logits, size, prepared[r % 2]) - shift);
         const V of_all = rules[h].LogitGradient(exponentials, factor, Load(own), cotangent);
         StoreFew(gradients, of_all, size);
       } else {
