@@ -10,7 +10,6 @@ fails or does not fit is data. One process for each shape, so that a crash costs
 
 import argparse
 import csv
-import dataclasses
 import functools
 import gc
 import os
@@ -27,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import peers
-import rivals
-from gpu_cases import CASES, DESIGN, SMALL, Shape
-from jax_mbrnnt import TDT, MultiblankRNNT
+from gpu_cases import CASES, DESIGN, SMALL
+from jax_mbrnnt import TDT
+from programs import Kind, Shape
 from timing import Flush, Program, copy_bandwidth
 
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
@@ -57,14 +56,13 @@ def product(hidden: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 class Case:
     """One shape, dtype and transducer: its programs, their memory, errors and times."""
 
-    def __init__(self, shape: Shape, dtype: str, criterion: MultiblankRNNT | TDT, arguments):
-        self.shape, self.dtype, self.arguments = shape, dtype, arguments
-        self.criterion, self.is_tdt = criterion, isinstance(criterion, TDT)
-        self.durations = (
-            criterion.durations if isinstance(criterion, TDT) else criterion.big_blank_durations
-        )
+    def __init__(self, shape: Shape, dtype: str, kind: Kind, arguments) -> None:
+        self.shape, self.dtype, self.kind, self.arguments = shape, dtype, kind, arguments
+        ours = kind.ours
+        self.is_tdt = isinstance(ours, TDT)
+        self.durations = ours.durations if self.is_tdt else ours.big_blank_durations
         batch, frames, columns, classes = shape
-        scores = classes + len(self.durations) * self.is_tdt
+        scores = classes + kind.model.durations
         keys = jax.random.split(jax.random.key(0), 4)
         normal = functools.partial(jax.random.normal, dtype=DTYPES[dtype])
         self.operands = (
@@ -89,11 +87,8 @@ class Case:
         """The mean, and every utterance's."""
         batch = logits.shape[0]
         operands = (logits, self.labels[:batch], *(a[:batch] for a in self.lengths))
-        if which == "scan":
-            losses = rivals.autodiff_scan(*operands, rivals.multiblank(self.durations))
-        else:
-            implementation = "xla" if which == "pure JAX" else "ffi"
-            losses = dataclasses.replace(self.criterion, implementation=implementation)(*operands)
+        name = {"scan": "autodiff", "pure JAX": "twin"}.get(which, "ours")
+        losses = self.kind.loss(name)(*operands)
         return losses.mean(), losses
 
     def step(self, which: str) -> Callable[[jax.Array], Any]:
@@ -246,8 +241,9 @@ class Case:
             "torch": {},
             "jax": {"pure JAX": functools.partial(self.build_plain, which="pure JAX", kind="peer")},
         }
-        if self.dtype == "f32" and not self.is_tdt:  # what all peers know
-            groups["torch"]["ESPnet" if self.durations else "torchaudio"] = self.build_torch
+        if self.dtype == "f32":  # the one that all peers know
+            if not self.is_tdt:
+                groups["torch"]["ESPnet" if self.durations else "torchaudio"] = self.build_torch
             groups["jax"]["scan"] = functools.partial(self.build_plain, which="scan", kind="peer")
         for group, programs in groups.items():
             for name, build in programs.items():
@@ -279,7 +275,7 @@ class Case:
             rows = csv.DictWriter(file, FIELDS)
             for name in dict.fromkeys([*self.programs, *self.notes]):
                 row = dict(zip(FIELDS, [*self.shape, self.dtype], strict=False))
-                row |= {"transducer": type(self.criterion).__name__}
+                row |= {"transducer": type(self.kind.ours).__name__}
                 row |= {"durations": " ".join(map(str, self.durations)) or "none"}
                 row |= {"program": name, "floor_ms": f"{floor:.4f}", "goal_ms": goal}
                 facts = self.facts.get(name, {})
@@ -316,9 +312,9 @@ def run_shape(arguments: argparse.Namespace) -> int:
     end = time.monotonic() + arguments.seconds
     cases = [CASES[i] for i in arguments.cases]
     failures = 0
-    for i, (dtype, criterion) in enumerate(cases):
+    for i, (dtype, kind) in enumerate(cases):
         left = end - time.monotonic()
-        case = Case(arguments.shape, dtype, criterion, arguments)
+        case = Case(arguments.shape, dtype, kind, arguments)
         case.run(time.monotonic() + left / (len(cases) - i))
         print(case.report(), flush=True)
         failures += len(case.notes.keys() & set(OURS))

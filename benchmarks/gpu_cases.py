@@ -1,19 +1,11 @@
 """The shapes and transducers that gpu.py times, and the goals."""
 
-from jax_mbrnnt import TDT, MultiblankRNNT
+from programs import MULTIBLANK, RNNT, TDT_0_TO_4, Shape
 
-Shape = tuple[int, int, int, int]  # B, T, U+1, V; TDT has its durations' scores beside the V
-CASES = [
-    (dtype, criterion)
-    for criterion in (
-        MultiblankRNNT(big_blank_durations=(2, 4, 8)),
-        MultiblankRNNT(big_blank_durations=()),
-        TDT(durations=(0, 1, 2, 3, 4)),
-    )
-    for dtype in ("f32", "bf16")
-]
+CASES = [(dtype, kind) for kind in (MULTIBLANK, RNNT, TDT_0_TO_4) for dtype in ("f32", "bf16")]
 OF_BLANKS, OF_TDT = [0, 1, 2, 3], [4, 5]
-# Which of the cases are timed; goals in ms on an H200, float32 and bfloat16.
+# Which cases are timed (a TDT's scores of durations come behind the V), goals in ms on an H200 in
+# float32 and bfloat16.
 DESIGN: dict[Shape, tuple[list[int], float, float | None]] = {
     (16, 400, 101, 1024): (OF_BLANKS, 2.1, 1.1),
     (32, 250, 51, 512): (OF_BLANKS, 0.70, 0.38),

@@ -52,12 +52,12 @@ class Emission(NamedTuple):
 
     @property
     def num_labels(self) -> int:
-        """Labels are classes of the first head: V."""
+        """V, the size of the first head, whose classes labels are."""
         return self.heads[0]
 
     @property
     def blanks(self) -> tuple[int, ...]:
-        """The classes of the first head that no label may be: an arc reads them by their number."""
+        """The classes of the first head that no label may be, as an arc reads them by their number."""
         tokens = (of_arc[0] for of_arc in self.reads)
         return tuple(dict.fromkeys(v for v in tokens if v >= 0))
 

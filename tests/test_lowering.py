@@ -43,9 +43,11 @@ def test_loss_without_gradient_scores_only() -> None:
     [(3, 1000, 1.34), (1000, 3, 1.34), (400, 101, 1.02), (1, 1, 8.0)],
 )
 def test_workspace_of_the_cpus_lattice(num_frames: int, columns: int, of_a_node: float) -> None:
-    """One row and one column more than there are nodes, in a plane for each arc and four others."""
+    """One row and one column more than there are nodes, in two planes for each arc and four others:
+    mantissas and exponents.
+    """
     for num_arcs in (2, 5, 32):
-        planes = num_arcs + 4
+        planes = 2 * num_arcs + 4
         numbers = _ffi.MODULES["cpu"].lattice_numbers_per_utterance(
             num_frames, columns, num_arcs, True
         )

@@ -90,7 +90,7 @@ class TDT(Transducer):
 
     @property
     def rnnt(self) -> Transducer:
-        """The RNN-T of the same rows' tokens: to train with now and then (the paper's omega)."""
+        """The RNN-T of the same rows' tokens, to train with now and then (the paper's omega)."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(Transducer)}
         return _TokenHead(num_durations=len(self.durations), blank_id=self.blank_id, **options)
 
