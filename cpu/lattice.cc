@@ -21,7 +21,8 @@ namespace {
 // empty: a label's arc would come from there to u = 0, and lead there from u = U.
 //
 // An arc of duration n that would come from before the first frame, t - n < 0, is looked up at the
-// node of t - n + T + 1. That is one of the last n frames, from where no such arc leads: -inf.
+// node of t - n + T + 1. That is one of the last n frames, from where no such arc leads: its weight
+// is 0.
 class Diagonals {
  public:
   explicit Diagonals(Extent extent)
@@ -35,11 +36,11 @@ class Diagonals {
   // The columns whose t is one of 0..T.
   int64_t Begin(int64_t d) const { return std::max<int64_t>(0, d - extent_.frames); }
   int64_t End(int64_t d) const { return std::min(extent_.labels, d) + 1; }
-  int64_t At(int64_t d, int64_t u) const { return AtRow(RowOf(d), u); }
-  // That of the diagonal `steps` behind (or, negative, before) one whose row is known: fewer than
-  // there are rows. A division for each would cost as much as the nodes do.
   int64_t RowOf(int64_t d) const { return d % rows_; }
   int64_t AtRow(int64_t row, int64_t u) const { return row * width_ + 1 + u; }
+  int64_t At(int64_t d, int64_t u) const { return AtRow(RowOf(d), u); }
+  // The row of the diagonal `steps` behind one of this row or, negative, before it; fewer steps
+  // than there are rows. (RowOf divides: for every arc that would cost as much as the nodes do.)
   int64_t After(int64_t row, int64_t steps) const {
     const int64_t to = row + steps;
     return to >= rows_ ? to - rows_ : to < 0 ? to + rows_ : to;
@@ -75,8 +76,8 @@ class Utterance {
   int64_t num_rows() const { return diagonals_.rows(); }
   int64_t num_diagonals() const { return diagonals_.Last() + 1; }
 
-  // Rows' log-probabilities from where their nodes stand in memory; -inf elsewhere. No node has a
-  // number yet.
+  // Rows' weights, by the log-probabilities of their nodes; 0 where no arc is. No node has a number
+  // yet.
   void ReadRows(int64_t first, int64_t last) {
     const int64_t begin = first * diagonals_.width();
     const int64_t end = last < num_rows() ? last * diagonals_.width() : diagonals_.size();
@@ -145,8 +146,8 @@ class Utterance {
   ScaledRow<T> Arcs(int a) const { return Planes(1 + a); }
   ScaledRow<T> Betas() const { return Planes(1 + lattice_.table.size); }
 
-  // That of the nodes of a diagonal, which are side by side in `diagonals_` and as far apart as
-  // InMemory(0, 1) in the arcs' log-probabilities. Its last column is End's.
+  // The nodes of a diagonal, from this column to End's, are side by side in `diagonals_`, and
+  // InMemory(0, 1) apart in the arcs' log-probabilities.
   int64_t BeginOfNodes(int64_t d) const {
     return std::max<int64_t>(0, d - (lattice_.extent.frames - 1));
   }

@@ -7,6 +7,7 @@
 #include "cpu/pages.h"
 
 namespace mbrnnt::cpu {
+
 template <typename L>
 void ComputeLogitGradients(const LogitGradientsStage<L>& s, const ParallelFor& parallel_for) {
   using T = Real<L>;
@@ -29,7 +30,7 @@ void ComputeLogitGradients(const LogitGradientsStage<L>& s, const ParallelFor& p
         const int n = static_cast<int>(std::min<int64_t>(kNodes, inside - u));
         T scales[kMaxHeads * kNodes];
         const LogNormalizer<T>* normalizers = s.log_normalizers + (node + u) * num_heads;
-#pragma omp simd
+#pragma omp simd  // an exponential for every head of a row
         for (int i = 0; i < n * num_heads; ++i) {
           scales[i] = GradientRule<T>::Factor(T(1), normalizers[i]);
         }

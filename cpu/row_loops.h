@@ -43,9 +43,6 @@ struct LastVector {
     size = num_classes < kSize ? static_cast<int>(num_classes) : kSize;
     if (size == kSize) {
       numbers = Load(row + num_classes - kSize);
-    } else if constexpr (std::is_same_v<L, T>) {
-      numbers = LoadFirst(row, size);
-      numbers = Indices<T>() < static_cast<Index<T>>(size) ? numbers : Constant<Vec<T>>(filler);
     } else {
       L padded[kSize];
       for (int i = 0; i < kSize; ++i) padded[i] = i < size ? row[i] : filler;
@@ -62,8 +59,6 @@ struct LastVector {
   MBRNNT_HD void Store(Vec<T> gradients, L* row, int64_t num_classes) const {
     if (size == kSize) {
       MBRNNT_ISA::Store(row + num_classes - kSize, gradients);
-    } else if constexpr (std::is_same_v<L, T>) {
-      StoreFirst(row, gradients, size);
     } else {
       L padded[kSize];
       MBRNNT_ISA::Store(padded, gradients);
@@ -127,10 +122,36 @@ MBRNNT_HD SumOfExp<Real<L>> RowSumOfExp(const L* logits, int64_t num_classes, in
   return {shift, SumOf((sums[0] + sums[1]) + (sums[2] + sums[3]))};
 }
 
-// Is a head computed by columns, a register of rows side by side?
+// Has a head fewer classes than a register takes, all of which are read?
 template <typename T>
 MBRNNT_HD bool HasFew(const HeadReads& reads) {
   return reads.all && reads.size < kLanes<T>;
+}
+// Its scores. Those of half precision are put together in memory, and a load of what has just been
+// stored in parts waits: so some time before.
+template <typename L>
+MBRNNT_HD void PrepareFew(const L* from, int64_t n, Real<L>* prepared) {
+  if constexpr (!std::is_same_v<L, Real<L>>) {
+    for (int64_t i = 0; i < n; ++i) prepared[i] = ToReal(from[i]);
+  }
+}
+template <typename L>
+MBRNNT_HD Vec<Real<L>> LoadFew(const L* from, int64_t n, const Real<L>* prepared) {
+  if constexpr (std::is_same_v<L, Real<L>>) {
+    return LoadFirst(from, n);
+  } else {
+    return Load(prepared);
+  }
+}
+template <typename L>
+MBRNNT_HD void StoreFew(L* to, Vec<Real<L>> v, int64_t n) {
+  if constexpr (std::is_same_v<L, Real<L>>) {
+    StoreFirst(to, v, n);
+  } else {
+    L all[kLanes<Real<L>>];
+    Store(all, v);
+    for (int64_t i = 0; i < n; ++i) to[i] = all[i];
+  }
 }
 
 // Of up to a register of rows. After each one `read` takes what it needs of it.
@@ -156,10 +177,10 @@ MBRNNT_HD LogNormalizer<Vec<Real<L>>> FewLogNormalizers(const L* row, int num_ro
                                                         Vec<Real<L>>* scores) {
   using T = Real<L>;
   using V = Vec<T>;
-  for (int r = 0; r < kLanes<T>; ++r) {
-    const L* const one = row + std::min(r, num_rows - 1) * row_size;
-    scores[r] = LastVector<L>(one, num_classes, FromReal<L>(-T(INFINITY))).numbers;
-  }
+  const auto row_at = [&](int r) { return row + std::min(r, num_rows - 1) * row_size; };
+  T prepared[kLanes<T>][kLanes<T>];
+  for (int r = 0; r < kLanes<T>; ++r) PrepareFew(row_at(r), num_classes, prepared[r]);
+  for (int r = 0; r < kLanes<T>; ++r) scores[r] = LoadFew(row_at(r), num_classes, prepared[r]);
   Transpose<kLanes<T>>(scores);
   V maximum = scores[0];
   for (int v = 1; v < kLanes<T>; ++v) {
@@ -298,19 +319,15 @@ void RowGradient(const L* logits, int64_t num_classes, const L* next, Real<L> sh
   }
 }
 
-// Of a head of a few classes, of which `own` has all.
-template <typename L>
-MBRNNT_HD void FewGradients(const L* logits, int64_t num_classes, Real<L> shift, Real<L> factor,
-                            Vec<Real<L>> own, GradientRule<Real<L>> rule, Real<L> cotangent,
-                            L* gradients) {
-  const LastVector<L> all(logits, num_classes, FromReal<L>(Real<L>(0)));
-  const auto of_all = rule.LogitGradient(Exp(all.numbers - shift), factor, own, cotangent);
-  all.Store(of_all, gradients, num_classes);
+// For doubles exp is a call, around which every register is saved: best of a function with few.
+template <typename Body>
+__attribute__((noinline)) void Apart(const Body& body) {
+  body();
 }
 
 template <typename L>
 void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
-                    const Shares<Real<L>>& shares, const Real<L>* scales, int64_t b, int64_t node,
+                    const Shares<Real<L>>& shares, const Real<L>* scales, int64_t b, int64_t first,
                     int64_t u, int n) {
   using T = Real<L>;
   using V = Vec<T>;
@@ -322,7 +339,7 @@ void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
   // Of all nodes first: a node's sum waits for one posterior after the other.
   alignas(V) T sums[kNodes][Shares<T>::kMaxSize];
   for (int r = 0; r < n; ++r) {
-    const T* posteriors = s.posteriors + (node + r) * num_arcs;
+    const T* posteriors = s.posteriors + (first + r) * num_arcs;
     for (int i = 0; i < shares.size; i += kLanes<T>) {
       V sum = {};
       for (int a = 0; a < num_arcs; ++a) sum += posteriors[a] * Load(shares.weights[a] + i);
@@ -332,7 +349,17 @@ void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
 
   const GradientRule<T> rules[kMaxHeads] = {s.RuleOf(b, 0), s.RuleOf(b, 1)};
   const T cotangent = s.cotangents[b];
-  for (int r = 0; r < n; ++r, ++node) {
+  const int last = num_heads - 1;
+  T prepared[2][kLanes<T>];  // of this row, and of the next one
+  const auto prepare = [&](int r) {
+    if (r == n || !HasFew<T>(reads.heads[last])) return;
+    const int64_t size = emission.sizes[last];
+    PrepareFew(s.logits + (first + r + 1) * row_size - size, size, prepared[r % 2]);
+  };
+  prepare(0);
+  for (int r = 0; r < n; ++r) {
+    const int64_t node = first + r;
+    prepare(r + 1);
     const L* logits = s.logits + node * row_size;
     L* gradients = s.logit_gradients + node * row_size;
     for (int h = 0; h < num_heads; ++h) {
@@ -348,7 +375,9 @@ void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
       if (!visited) {  // no path comes through: nothing to read
         std::fill_n(gradients, size, FromReal<L>(T(0)));
       } else if (HasFew<T>(head)) {
-        FewGradients(logits, size, shift, factor, Load(own), rules[h], cotangent, gradients);
+        const V exponentials = Exp(LoadFew(logits, size, prepared[r % 2]) - shift);
+        const V of_all = rules[h].LogitGradient(exponentials, factor, Load(own), cotangent);
+        StoreFew(gradients, of_all, size);
       } else {
         ReadClasses<T> read;
         const int64_t label = head.LabelAt(emission, labels, u + r, num_labels);
@@ -357,8 +386,15 @@ void LogitGradients(const LogitGradientsStage<L>& s, const Reads& reads,
           // An arc without a class is not there; its posterior is 0, or NaN like the others.
           if (v >= 0) read.Add(v, own[i]);
         }
-        RowGradient(logits, size, logits + row_size, shift, factor, read, rules[h], cotangent,
-                    gradients);
+        const auto write = [&] {
+          RowGradient(logits, size, logits + row_size, shift, factor, read, rules[h], cotangent,
+                      gradients);
+        };
+        if constexpr (std::is_same_v<T, double>) {
+          Apart(write);
+        } else {
+          write();
+        }
       }
       logits += size;
       gradients += size;
