@@ -57,7 +57,7 @@ class Emission(NamedTuple):
 
     @property
     def blanks(self) -> tuple[int, ...]:
-        """The classes of the first head that arcs read by their number: no label may be one."""
+        """Classes of the first head that arcs read by their number; no label may be one."""
         tokens = (of_arc[0] for of_arc in self.reads)
         return tuple(dict.fromkeys(v for v in tokens if v >= 0))
 
