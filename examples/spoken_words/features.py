@@ -31,20 +31,37 @@ class Batch(NamedTuple):
     label_lengths: np.ndarray
 
 
+class LogMel:
+    """Log-mel features of a waveform that comes in pieces."""
+
+    def __init__(self) -> None:
+        options = knf.FbankOptions()
+        options.frame_opts.samp_freq = SAMPLE_RATE
+        options.frame_opts.frame_shift_ms = 1000 * FRAME_SECONDS
+        options.frame_opts.dither = 0.0
+        options.mel_opts.num_bins = MEL_BANDS
+        options.mel_opts.low_freq = 60.0
+        options.mel_opts.high_freq = 3900.0
+        self._filter_bank = knf.OnlineFbank(options)
+        self._frames: list[np.ndarray] = []
+
+    def hear(self, samples: np.ndarray, *, is_last: bool) -> np.ndarray:
+        """Takes the next samples; returns the features `[F, MEL_BANDS]` of all heard so far.
+
+        Each band has zero mean over these: what was heard first is normalised anew each time.
+        """
+        self._filter_bank.accept_waveform(SAMPLE_RATE, samples)
+        if is_last:
+            self._filter_bank.input_finished()
+        ready = range(len(self._frames), self._filter_bank.num_frames_ready)
+        self._frames += [self._filter_bank.get_frame(i) for i in ready]
+        frames = np.reshape(self._frames, (-1, MEL_BANDS)).astype(np.float32)
+        return (frames - frames.mean(axis=0)) / 3 if len(frames) else frames  # Roughly unit variance.
+
+
 def log_mel(waveform: np.ndarray) -> np.ndarray:
     """Returns log-mel features `[F, MEL_BANDS]`, each band with zero mean over the utterance."""
-    options = knf.FbankOptions()
-    options.frame_opts.samp_freq = SAMPLE_RATE
-    options.frame_opts.frame_shift_ms = 1000 * FRAME_SECONDS
-    options.frame_opts.dither = 0.0
-    options.mel_opts.num_bins = MEL_BANDS
-    options.mel_opts.low_freq = 60.0
-    options.mel_opts.high_freq = 3900.0
-    filter_bank = knf.OnlineFbank(options)
-    filter_bank.accept_waveform(SAMPLE_RATE, waveform)
-    filter_bank.input_finished()
-    frames = np.stack([filter_bank.get_frame(i) for i in range(filter_bank.num_frames_ready)])
-    return (frames - frames.mean(axis=0)) / 3  # Roughly unit variance.
+    return LogMel().hear(waveform, is_last=True)
 
 
 def to_labels(text: str) -> np.ndarray:
@@ -52,7 +69,7 @@ def to_labels(text: str) -> np.ndarray:
     return np.array([CHARACTERS.index(character) for character in text], np.int32)
 
 
-def to_text(labels: np.ndarray) -> str:
+def to_text(labels: np.ndarray | Sequence[int]) -> str:
     """Returns the text of labels `[U]`."""
     return "".join(CHARACTERS[label] for label in labels)
 

@@ -6,13 +6,23 @@ import numpy as np
 from flax import nnx
 
 from features import CHARACTERS, FRAME_SECONDS, MEL_BANDS, Batch
-from jax_mbrnnt import GreedyDecoding, Transducer, greedy_decode
+from jax_mbrnnt import (
+    BeamDecoding,
+    GreedyDecoding,
+    GreedyStream,
+    Transducer,
+    beam_decode,
+    greedy_decode,
+)
 from recipe import Recipe
 
 SUBSAMPLING = 4
 """Feature frames to an encoder frame, which so is 40 ms long."""
 
 ENCODER_FRAME_SECONDS = SUBSAMPLING * FRAME_SECONDS
+
+_MOST_SYMBOLS = 20
+"""At a frame: after a long jump several characters come at once."""
 
 
 class ConvolutionBlock(nnx.Module):
@@ -40,15 +50,23 @@ class Encoder(nnx.Module):
 
     def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Returns the encoded utterances `[B, T, H]`, T = F // 4, and their lengths `[B]`."""
-        features = jnp.asarray(batch.features)
-        size, frames = features.shape[0], features.shape[1] // SUBSAMPLING
-        stacked = features[:, : frames * SUBSAMPLING].reshape(size, frames, -1)
+        frames = batch.features.shape[1] // SUBSAMPLING
         lengths = jnp.asarray(batch.feature_lengths) // SUBSAMPLING
-        is_valid = (jnp.arange(frames) < lengths[:, None])[..., None]
+        return self.encode(batch.features, jnp.arange(frames) < lengths[:, None]), lengths
+
+    def encode(self, features: np.ndarray | jax.Array, is_valid: jax.Array) -> jax.Array:
+        """Encodes `[B, F, MEL_BANDS]`, of which `is_valid` `[B, F // 4]` says what there is."""
+        size, frames = is_valid.shape
+        stacked = jnp.asarray(features)[:, : frames * SUBSAMPLING].reshape(size, frames, -1)
         hidden = nnx.silu(self.input(stacked))
         for block in self.blocks.layers:  # each takes the validity, too
-            hidden = block(hidden, is_valid)
-        return self.output(hidden), lengths
+            hidden = block(hidden, is_valid[..., None])
+        return self.output(hidden)
+
+    @property
+    def reach(self) -> int:
+        """How many frames before and behind a frame are heard with it."""
+        return sum(2 * block.convolution.kernel_dilation for block in self.blocks.layers)
 
 
 class Prediction(nnx.Module):
@@ -140,22 +158,48 @@ class Recogniser(nnx.Module):
         operands = encoded, predicted, batch.labels, lengths, batch.label_lengths
         return self.transducer.joint_loss(joint, params, *operands)
 
+    def predict(self, labels: jax.Array, recent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps a further label `[B]` and the last ones `[B, context]` to `[B, H]` and these."""
+        recent = jnp.concatenate([recent[:, 1:], labels[:, None]], axis=1)
+        return self.prediction(recent), recent
+
+    def nothing_said(self, batch: int) -> jax.Array:
+        """Returns the last labels `[B, context]` of whoever begins to speak."""
+        return jnp.full((batch, self.prediction.context), self.blank, jnp.int32)
+
     def decode(self, batch: Batch) -> GreedyDecoding:
         """Recognises the utterances (no label is looked at), taking the best class at each node."""
-
-        def predict(labels: jax.Array, recent: jax.Array) -> tuple[jax.Array, jax.Array]:
-            recent = jnp.concatenate([recent[:, 1:], labels[:, None]], axis=1)
-            return self.prediction(recent), recent
-
         encoded, lengths = self.encoder(batch)
-        nothing_said = jnp.full((len(encoded), self.prediction.context), self.blank, jnp.int32)
         return greedy_decode(
             self.transducer,
             self.joint,
-            predict,
+            self.predict,
             encoded,
             lengths,
-            initial_state=nothing_said,
-            max_symbols_per_frame=20,  # After a long jump several characters come at once.
+            initial_state=self.nothing_said(len(encoded)),
+            max_symbols_per_frame=_MOST_SYMBOLS,
             max_labels=encoded.shape[1],  # Nobody says more than a character every 40 ms.
+        )
+
+    def decode_with_beam(self, batch: Batch, beam: int) -> BeamDecoding:
+        """Recognises the utterances as the most probable characters over all alignments."""
+        encoded, lengths = self.encoder(batch)
+        return beam_decode(
+            self.transducer,
+            self.joint,
+            self.predict,
+            encoded,
+            lengths,
+            initial_state=self.nothing_said(len(encoded)),
+            beam=beam,
+        )
+
+    def stream(self) -> GreedyStream:
+        """Returns what recognises one speaker, chunk by chunk of encoded frames."""
+        return GreedyStream(
+            self.transducer,
+            self.joint,
+            self.predict,
+            initial_state=self.nothing_said(1),
+            max_symbols_per_frame=_MOST_SYMBOLS,
         )

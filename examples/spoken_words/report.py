@@ -22,7 +22,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
-from evaluation import Evaluation
+from evaluation import BEAM, Evaluation
 from features import FRAME_SECONDS
 from jax_mbrnnt import Arc
 from model import ENCODER_FRAME_SECONDS
@@ -44,6 +44,9 @@ def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None
         "joint\nevaluations",
         "decoding\ntime",
         "real-time\nfactor",
+        f"beam {BEAM}:\nerror rate",
+        "time",
+        "worse than\ngreedy",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, evaluation in evaluations.items():
@@ -54,6 +57,9 @@ def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None
             f"{evaluation.joint_evaluations:.1f}",
             f"{1000 * evaluation.decoding_seconds:.1f} ms",
             f"{evaluation.real_time_factor:.5f}",
+            f"{evaluation.beam_word_error_rate:.2%}",
+            f"{1000 * evaluation.beam_seconds:.1f} ms",
+            f"{evaluation.beam_errors}",
         )
     console.print(table, "Means over the utterances, each decoded on its own.\n")
 

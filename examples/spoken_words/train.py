@@ -6,8 +6,10 @@ import shutil
 import statistics
 import sys
 import time
+from typing import Literal
 
 import numpy as np
+import soundfile
 import tyro
 from jax.sharding import Mesh
 from rich.console import Console
@@ -29,6 +31,7 @@ from model import Recogniser
 from recipe import FULL, QUICK, Recipe
 from recordings import (
     DEBIAN_DIRECTORY,
+    SAMPLE_RATE,
     Recordings,
     RecordingsNotFoundError,
     make_synthetic_recordings,
@@ -59,6 +62,8 @@ class Options:
     """Use made-up words of tones instead of recordings. This is not speech."""
     quick: bool = False
     """A smaller task and smaller recognisers: done within two minutes."""
+    only: Literal["RNN-T", "multi-blank", "TDT"] | None = None
+    """Train and test this recogniser alone."""
     steps: int | None = None
     """Training steps of each recogniser, instead of the recipe's."""
     seed: int = 0
@@ -100,8 +105,11 @@ def main(options: Options) -> None:
         training_buckets = make_buckets(training_set, recipe.buckets)
         test_bucket = make_bucket(test_set)
 
+    transducers = recipe.transducers
+    if options.only:
+        transducers = {options.only: transducers[options.only]}
     recognisers, losses, evaluations = {}, {}, {}
-    for name, transducer in recipe.transducers.items():
+    for name, transducer in transducers.items():
         recognisers[name], losses[name] = train_with_progress_bar(
             name, recipe, transducer, training_buckets, options, output / "checkpoints", mesh
         )
@@ -122,8 +130,9 @@ def main(options: Options) -> None:
             name: np.asarray(arc_posteriors(recogniser, make_bucket([shown]).whole()))[0]
             for name, recogniser in recognisers.items()
         },
-        {name: transducer.arcs for name, transducer in recipe.transducers.items()},
+        {name: transducer.arcs for name, transducer in transducers.items()},
     )
+    soundfile.write(output / "unseen.wav", shown.waveform, SAMPLE_RATE)  # for listen.py
     seconds = time.perf_counter() - start
     report.write_json(output / "results.json", seconds, recipe, losses, evaluations)
     console.print(f"{seconds:.0f} s in all. Pictures and results are in {output}")

@@ -46,8 +46,7 @@ def train(
     Returns:
       The recogniser, on one device, and the loss of every step, in nats a character.
     """
-    recogniser = Recogniser(recipe, transducer, rngs=nnx.Rngs(seed))
-    optimizer = nnx.Optimizer(recogniser, _make_optimizer(recipe), wrt=nnx.Param)
+    recogniser, optimizer = _make(recipe, transducer, seed)
     devices.replicate(mesh, recogniser, optimizer)
     losses: list[float] = []
 
@@ -66,6 +65,29 @@ def train(
                 _save(manager, step + 1, recogniser, optimizer, losses)
     devices.take_home(recogniser)
     return recogniser, losses
+
+
+def load(recipe: Recipe, transducer: Transducer, checkpoints: pathlib.Path) -> Recogniser:
+    """Returns the recogniser of the last checkpoint.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    recogniser, optimizer = _make(recipe, transducer, seed=0)
+    if checkpoints.is_dir():
+        with ocp.CheckpointManager(checkpoints, options=_CHECKPOINT_OPTIONS) as manager:
+            last_step = manager.latest_step()
+            if last_step is not None:
+                _restore(manager, last_step, recogniser, optimizer)
+                return recogniser
+    raise FileNotFoundError(f"No checkpoint in {checkpoints}: train the recogniser with train.py")
+
+
+def _make(
+    recipe: Recipe, transducer: Transducer, seed: int
+) -> tuple[Recogniser, nnx.Optimizer[Recogniser]]:
+    recogniser = Recogniser(recipe, transducer, rngs=nnx.Rngs(seed))
+    return recogniser, nnx.Optimizer(recogniser, _make_optimizer(recipe), wrt=nnx.Param)
 
 
 @functools.partial(nnx.jit, static_argnames="chunked_joint")
