@@ -6,6 +6,7 @@ Start with `multiblank_rnnt_loss` (arXiv 2211.03541), `tdt_loss` (arXiv 2304.067
 is the lattice alone.
 """
 
+from jax_mbrnnt.alignment import Alignment, viterbi_alignment
 from jax_mbrnnt.arcs import (
     NEXT_LABEL,
     NOTHING,
@@ -34,6 +35,7 @@ __all__ = [
     "NEXT_LABEL",
     "NOTHING",
     "TDT",
+    "Alignment",
     "Arc",
     "Emission",
     "GreedyDecoding",
@@ -50,4 +52,5 @@ __all__ = [
     "tdt_arcs",
     "tdt_joint_loss",
     "tdt_loss",
+    "viterbi_alignment",
 ]
