@@ -61,7 +61,7 @@ def _log_probs_jvp(arcs, primals, tangents):
         return sum(chosen, jnp.zeros_like(found.arcs))
 
     durations = of_arc([arc.duration for arc in arcs])
-    emits = of_arc([arc.emits for arc in arcs])
+    emits = of_arc([int(arc.emits) for arc in arcs])
     t, u = (jnp.cumsum(x, axis=-1, dtype=x.dtype) - x for x in (durations, emits))
     on_path = found.arcs >= 0
     place = jnp.where(on_path, (t * columns + u) * num_arcs + found.arcs, 0)

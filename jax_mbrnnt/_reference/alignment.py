@@ -124,7 +124,7 @@ def _follow(
         place = jnp.where(alive, (at.t + at.u) * columns + at.u, 0)
         arc = jnp.take_along_axis(best_arcs, place[..., None], axis=-1)[..., 0]
         arc = jnp.where(alive, arc, -1)
-        emits = _of_arcs(arc, [a.emits for a in arcs])
+        emits = _of_arcs(arc, [int(a.emits) for a in arcs])
         is_own = (label == at.u[..., None]) & (emits == 1)[..., None]
         moved = _Trace(
             t=at.t + _of_arcs(arc, [a.duration for a in arcs]),
