@@ -16,7 +16,16 @@ from jax_mbrnnt.arcs import (
     rnnt_arcs,
     tdt_arcs,
 )
-from jax_mbrnnt.decoding import GreedyDecoding, greedy_decode
+from jax_mbrnnt.decoding import (
+    GreedyDecoding,
+    Word,
+    ctm_lines,
+    entropy_confidence,
+    greedy_decode,
+    label_posteriors,
+    max_prob_confidence,
+    word_times,
+)
 from jax_mbrnnt.lattice import arc_posteriors, lattice_loss
 from jax_mbrnnt.transducers import (
     TDT,
@@ -41,9 +50,14 @@ __all__ = [
     "GreedyDecoding",
     "MultiblankRNNT",
     "Transducer",
+    "Word",
     "arc_posteriors",
+    "ctm_lines",
+    "entropy_confidence",
     "greedy_decode",
+    "label_posteriors",
     "lattice_loss",
+    "max_prob_confidence",
     "multiblank_arcs",
     "multiblank_rnnt_joint_loss",
     "multiblank_rnnt_loss",
@@ -53,4 +67,5 @@ __all__ = [
     "tdt_joint_loss",
     "tdt_loss",
     "viterbi_alignment",
+    "word_times",
 ]

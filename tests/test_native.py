@@ -166,6 +166,7 @@ SABOTAGE = {
         "    __syncwarp();\n    const int64_t columns",
         "    const int64_t columns",
     ),
+    "barrier after an anti-diagonal": ("alignment.cu", "    __syncthreads();\n  }", "  }"),
     "order within a row": ("logit_gradients.cu", "group.Sync();  // the row is", "// is"),
 }
 
