@@ -62,14 +62,14 @@ void Posteriors(int64_t n, int num_arcs, ScaledRow<T> alphas, const ArcRow<T>* a
   const Scaled<Vec<T>> likelihoods{Constant<Vec<T>>(likelihood.mantissa),
                                    Constant<Vec<T>>(likelihood.exponent)};
   for (int64_t i = 0; i < n; i += kSize) {
-    const Scaled<Vec<T>> alpha = LoadScaled(alphas, i);
+    const auto share = AlphaShare(LoadScaled(alphas, i), likelihoods);
     for (int a = 0; a < num_arcs; a += kSize) {
       Vec<T> tile[kSize];
       for (int k = 0; k < kSize; ++k) {
         if (a + k < num_arcs) {
           const ArcRow<T>& arc = arcs[a + k];
           const auto arc_betas = Multiply(LoadScaled(arc.weights, i), LoadScaled(arc.numbers, i));
-          tile[k] = Posterior(alpha, arc_betas, likelihoods);
+          tile[k] = Posterior(share, arc_betas, likelihoods);
         } else {
           tile[k] = Vec<T>{};
         }

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kFramesAtOnce<T>* kWarp)
       const Scaled<T> likelihood = s.likelihoods[b];
       const Scaled<T> share = AlphaShare(numbers.alphas(t, u), likelihood);
       for (int a = 0; a < num_arcs; ++a) {
-        own[a] = PosteriorOfShare(share, ArcBeta(lattice, numbers.betas, t, u, a), likelihood);
+        own[a] = Posterior(share, ArcBeta(lattice, numbers.betas, t, u, a), likelihood);
       }
     } else {
       for (int a = 0; a < num_arcs; ++a) own[a] = lattice.extent.valid ? T(0) : T(NAN);

@@ -161,19 +161,14 @@ MBRNNT_HD T BoundedPosterior(T ratio, Scaled<T> likelihood) {
   return likelihood.mantissa > T{} ? posterior : likelihood.mantissa;
 }
 
-// P(the path takes an arc | labels), with `arc_beta` as ArcBeta has it.
-template <typename T>
-MBRNNT_HD T Posterior(Scaled<T> alpha, Scaled<T> arc_beta, Scaled<T> likelihood) {
-  return BoundedPosterior(Ratio(Multiply(alpha, arc_beta), likelihood), likelihood);
-}
-
-// The same, where all arcs of a node take one division: alpha / likelihood.
+// P(the path takes an arc | labels), with `arc_beta` as ArcBeta has it. All arcs of a node take one
+// division: alpha / likelihood.
 template <typename T>
 MBRNNT_HD Scaled<T> AlphaShare(Scaled<T> alpha, Scaled<T> likelihood) {
   return {alpha.mantissa / likelihood.mantissa, alpha.exponent - likelihood.exponent};
 }
 template <typename T>
-MBRNNT_HD T PosteriorOfShare(Scaled<T> alpha_share, Scaled<T> arc_beta, Scaled<T> likelihood) {
+MBRNNT_HD T Posterior(Scaled<T> alpha_share, Scaled<T> arc_beta, Scaled<T> likelihood) {
   const Scaled<T> ratio = Multiply(alpha_share, arc_beta);
   return BoundedPosterior(ratio.mantissa * PowerOfTwo(ratio.exponent), likelihood);
 }

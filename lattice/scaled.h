@@ -127,10 +127,4 @@ MBRNNT_HD Scaled<T> Normalized(Scaled<T> x) {
   return {BitCast<T>((bits & kFraction) | kOne), x.exponent + T(exponent)};
 }
 
-// a / b as a plain number, for a <= b.
-template <typename T>
-MBRNNT_HD T Ratio(Scaled<T> a, Scaled<T> b) {
-  return a.mantissa / b.mantissa * PowerOfTwo(a.exponent - b.exponent);
-}
-
 }  // namespace mbrnnt

@@ -58,25 +58,18 @@ def valid_cells(case: Case) -> NDArray[np.bool_]:
     return (t < logit_lengths[..., None, None]) & (u <= label_lengths[..., None, None])
 
 
-def jitted(function: Callable[..., Any], implementation: Implementation | None) -> Any:
-    """`jax.jit`. Of the twin, whose compilation takes seconds, without LLVM's optimisations."""
-    unoptimized = implementation == "xla" and jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if unoptimized else None
-    return jax.jit(function, compiler_options=options)
-
-
 def criterion(**options: Any) -> Transducer:
     """The transducer that has these options: those with durations are TDT's."""
     return TDT(**options) if "durations" in options else MultiblankRNNT(**options)
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], implementation: Implementation | None) -> Any:
+def _compiled(function: Callable[..., Any]) -> Any:
     def run(case: Case, cotangents: Any) -> Any:
         losses, pullback = jax.vjp(lambda logits: function(logits, *case[1:]), case.logits)
         return losses, pullback(cotangents.astype(losses.dtype))[0]
 
-    return jitted(run, implementation)
+    return jax.jit(run)
 
 
 def losses_and_gradients(
@@ -85,17 +78,13 @@ def losses_and_gradients(
     **options: Any,
 ) -> tuple[Array, Array]:
     """Of `criterion(**options)`."""
-    return losses_and_gradients_of(
-        criterion(**options), case, cotangents, implementation=options.get("implementation")
-    )
+    return losses_and_gradients_of(criterion(**options), case, cotangents)
 
 
 def losses_and_gradients_of(
     function: Callable[..., Any],
     case: Case,
     cotangents: ArrayLike | None = None,
-    *,
-    implementation: Implementation | None = None,
 ) -> tuple[Array, Array]:
     """Losses and their pullback (of ones) to the logits, in one jitted call.
 
@@ -103,7 +92,7 @@ def losses_and_gradients_of(
     """
     if cotangents is None:
         cotangents = np.ones(case.logits.shape[:-3])
-    run = _compiled(function, implementation)
+    run = _compiled(function)
     losses, gradients = run(case, np.asarray(cotangents, np.float64))
     return np.asarray(losses), np.asarray(gradients)
 
@@ -111,7 +100,7 @@ def losses_and_gradients_of(
 @functools.cache
 def compiled(method: str, **options: Any) -> Any:
     """A jitted method of `criterion(**options)`."""
-    return jitted(getattr(criterion(**options), method), options.get("implementation"))
+    return jax.jit(getattr(criterion(**options), method))
 
 
 @functools.cache
@@ -124,7 +113,7 @@ def compiled_lattice(arcs: tuple[Arc, ...], implementation: Implementation) -> A
         posteriors = arc_posteriors(arc_log_probs, *lengths, **options)
         return losses, pullback(jnp.ones_like(losses))[0], posteriors
 
-    return jitted(run, implementation)
+    return jax.jit(run)
 
 
 def row(x: Any, like: Any) -> Any:

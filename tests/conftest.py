@@ -59,6 +59,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     backend = config.getoption("backend")
+    if backend != "gpu":  # nearly all of the tests' time is the compiler's
+        jax.config.update("jax_disable_most_optimizations", True)
     if backend == "gpu":
         jax.config.update("jax_platforms", "cuda,cpu")
         # Without a GPU the tests would pass on the CPU.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import assert_close, criterion, jitted, random_case
+from cases import assert_close, criterion, random_case
 from jax_mbrnnt import (
     MultiblankRNNT,
     lattice_loss,
@@ -37,7 +37,7 @@ def loss(logits: jax.Array) -> jax.Array:
 
 
 def gradient(logits: jax.Array) -> jax.Array:
-    return jitted(jax.grad(loss), "xla")(logits)
+    return jax.jit(jax.grad(loss))(logits)
 
 
 @pytest.fixture(params=["plain", "masked"])
@@ -63,12 +63,12 @@ def test_forward_mode(point: jax.Array, direction: jax.Array, way: str) -> None:
         "linearize": lambda x: jax.linearize(loss, x)[1](direction),
         "jacfwd": lambda x: jax.jacfwd(loss)(x) @ direction,
     }
-    slope = jitted(slopes[way], "xla")(point)
+    slope = jax.jit(slopes[way])(point)
     assert_close(slope, gradient(point) @ direction, 1e-13)
 
 
 def test_hessian(point: jax.Array, direction: jax.Array) -> None:
-    hessian = jitted(jax.hessian(loss), "xla")(point)
+    hessian = jax.jit(jax.hessian(loss))(point)
     differences = gradient(point + STEP * direction) - gradient(point - STEP * direction)
     assert_close(hessian @ direction, differences / (2 * STEP), 1e-8)
     assert_close(hessian, hessian.T, 1e-13)
@@ -82,7 +82,7 @@ def test_hessian_vector_product(point: jax.Array, direction: jax.Array, order: s
         "reverse over reverse": jax.grad(lambda x: jax.grad(loss)(x) @ direction),
     }
     differences = gradient(point + STEP * direction) - gradient(point - STEP * direction)
-    product = jitted(products[order], "xla")(point)
+    product = jax.jit(products[order])(point)
     assert_close(product, differences / (2 * STEP), 1e-8)
 
 
@@ -92,13 +92,13 @@ def test_hessian_where_elements_of_the_gradient_vanish() -> None:
     def loss(logits: jax.Array) -> jax.Array:
         return rnnt_loss(logits.reshape(2, 2, 2), np.array([0], np.int32), implementation="xla")
 
-    gradient, point = jitted(jax.grad(loss), "xla"), jnp.zeros(8)
+    gradient, point = jax.jit(jax.grad(loss)), jnp.zeros(8)
     assert gradient(point)[0] == 0
     columns = [
         (gradient(point.at[i].set(STEP)) - gradient(point.at[i].set(-STEP))) / (2 * STEP)
         for i in range(8)
     ]
-    assert_close(jitted(jax.hessian(loss), "xla")(point), np.stack(columns, -1), 1e-8)
+    assert_close(jax.jit(jax.hessian(loss))(point), np.stack(columns, -1), 1e-8)
 
 
 @pytest.mark.parametrize("order", ["forward over reverse", "reverse over reverse"])

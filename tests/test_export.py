@@ -25,7 +25,6 @@ from cases import (
     Implementation,
     assert_close,
     criterion,
-    jitted,
     losses_and_gradients,
     random_case,
 )
@@ -189,7 +188,7 @@ def test_export_over_devices() -> None:
 
 def test_ahead_of_time(implementation: Implementation) -> None:
     """Compiled from shapes alone; another shape or dtype is an error, not a new program."""
-    program = jitted(value_and_gradient(implementation), implementation)
+    program = jax.jit(value_and_gradient(implementation))
     program = program.lower(*abstract(3)).compile()
     for seed in (94, 95):
         case = case_of(seed)
@@ -263,7 +262,7 @@ def test_debug_nans(implementation: Implementation) -> None:
     lengths = np.array([0, T, 2], np.int32), np.array([1, 2, U], np.int32)
     case = Case(case.logits, case.labels, *lengths)
     case.logits[2, 2:] = np.nan
-    step = jitted(value_and_gradient(implementation), implementation)
+    step = jax.jit(value_and_gradient(implementation))
     with jax.debug_nans(True):
         losses, gradients = step(*case)
         assert np.isinf(losses[0])
@@ -277,7 +276,7 @@ def test_64_bits_on_and_off_in_one_process(implementation: Implementation) -> No
     """One jitted function, asked in both modes in turn."""
     enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     case = case_of(97, dtype=np.float64)
-    step = jitted(value_and_gradient(implementation), implementation)
+    step = jax.jit(value_and_gradient(implementation))
     for on in (True, False, True):
         with enable(on):
             results = step(*case)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import Implementation, assert_close, criterion, jitted, row
+from cases import Implementation, assert_close, criterion, row
 from jax_mbrnnt import (
     MultiblankRNNT,
     Transducer,
@@ -115,7 +115,7 @@ def losses_and_gradients(
     """Losses, and the pullback of some cotangents to params, encoded and predicted."""
     run = functools.partial(losses_and_gradients_of, loss, joint, **options)
     with jax.default_matmul_precision("highest"):  # a GPU's would be coarser than float32
-        return jitted(run, options.get("implementation"))(problem)
+        return jax.jit(run)(problem)
 
 
 def losses_and_gradients_of(
@@ -432,7 +432,7 @@ def test_padding_does_not_reach_the_params(
     labels = np.arange(U + 1)[:, None] <= label_lengths[:, None, None]
     labels &= logit_lengths[:, None, None] > 0
     options = {"chunk_frames": chunk_frames, "implementation": implementation}
-    step = jitted(lambda p: losses_and_gradients_of(chunked, joint, p, **options), "xla")
+    step = jax.jit(lambda p: losses_and_gradients_of(chunked, joint, p, **options))
     results = []
     for value in LITTER:
         filled = problem._replace(
@@ -481,7 +481,7 @@ def test_padding_of_a_dummy_under_vmap(implementation: Implementation) -> None:
 
         return jax.vmap(one)(*problem[1:]).sum()
 
-    gradient = jitted(jax.grad(functools.partial(total, implementation=implementation)), "xla")
+    gradient = jax.jit(jax.grad(functools.partial(total, implementation=implementation)))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient(problem.params)))
 
 
@@ -626,7 +626,7 @@ def test_dropout(chunk_frames: int, implementation: Implementation) -> None:
             filled = problem._replace(params=params, encoded=encoded)
             return loss(with_dropout, filled, **options).sum()  # noqa: B023 - called at once
 
-        step = jitted(jax.value_and_grad(total, argnums=(0, 1)), implementation)
+        step = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
         losses[name] = step(problem.params, problem.encoded, keys)
         other = step(problem.params, problem.encoded, jax.random.split(jax.random.key(4), (B, T)))
         assert abs(other[0] - losses[name][0]) > 1e-3
@@ -745,7 +745,7 @@ def test_joint_that_closes_over_params(where: str, implementation: Implementatio
         if where == "eager":
             return by(*operands)
         if where == "jit":
-            return jitted(by, implementation)(*operands)
+            return jax.jit(by)(*operands)
 
         def scanned(params: Any, scale: jax.Array, keys: jax.Array) -> Any:
             def step(carry: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
@@ -753,7 +753,7 @@ def test_joint_that_closes_over_params(where: str, implementation: Implementatio
 
             return jax.lax.scan(step, jnp.zeros(()), keys)[0]
 
-        return jitted(jax.grad(scanned, argnums=(0, 1)), implementation)(*operands)
+        return jax.jit(jax.grad(scanned, argnums=(0, 1)))(*operands)
 
     chunks = functools.partial(chunked, chunk_frames=3)
     assert_trees_close(gradient(chunks), gradient(whole), 1e-12)
@@ -810,7 +810,7 @@ def test_other_derivatives_in_pure_jax(kind: str, options: dict[str, Any]) -> No
             run = lambda x, d: jax.jvp(gradient, x, d)[1]  # noqa: E731
         else:
             run = lambda x, d: jax.vjp(gradient, *x)[1](d)  # noqa: E731
-        return jitted(run, "xla")(problem[:3], directions)
+        return jax.jit(run)(problem[:3], directions)
 
     chunks = functools.partial(chunked, chunk_frames=3)
     assert_trees_close(derivative(chunks), derivative(whole), 1e-10)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import Implementation, assert_close, criterion, jitted, random_case
+from cases import Implementation, assert_close, criterion, random_case
 
 TRANSDUCERS: list[dict[str, Any]] = [{"big_blank_durations": (2, 3)}, {"durations": (0, 1, 2)}]
 NUMBERS = {"sigma": 0.05, "fastemit_lambda": 0.5, "clamp": 0.1}
@@ -37,7 +37,7 @@ def test_traced_numbers_are_as_good_as_known_ones(
     transducer: dict[str, Any], implementation: Implementation
 ) -> None:
     options = {**transducer, "implementation": implementation}
-    traced = jitted(lambda numbers: evaluated(numbers, **options), implementation)(NUMBERS)
+    traced = jax.jit(lambda numbers: evaluated(numbers, **options))(NUMBERS)
     assert_same(traced, evaluated(NUMBERS, **options))
 
 
@@ -69,16 +69,14 @@ def test_new_values_compile_nothing(
 def test_sigma_may_differ_among_what_is_mapped(implementation: Implementation) -> None:
     sigmas = np.array([0.0, 0.1, 0.5])
     options: dict[str, Any] = {"durations": (0, 1, 2), "implementation": implementation}
-    mapped = jitted(jax.vmap(lambda s: evaluated({"sigma": s}, **options)), implementation)(sigmas)
+    mapped = jax.jit(jax.vmap(lambda s: evaluated({"sigma": s}, **options)))(sigmas)
     for i, sigma in enumerate(sigmas):
         expected = evaluated({"sigma": float(sigma)}, **options)
         assert_same(jax.tree.map(lambda x, i=i: x[i], mapped), expected)
 
 
 def test_traced_clamp_of_zero_is_none(implementation: Implementation) -> None:
-    traced = jitted(
-        lambda clamp: evaluated({"clamp": clamp}, implementation=implementation), implementation
-    )
+    traced = jax.jit(lambda clamp: evaluated({"clamp": clamp}, implementation=implementation))
     assert_same(traced(0.0), evaluated({}, implementation=implementation))
 
 
@@ -146,4 +144,4 @@ def test_traced_numbers_of_a_joint(implementation: Implementation) -> None:
 
         return jax.value_and_grad(total, argnums=(0, 1))(jnp.ones(8), jnp.asarray(encoded))
 
-    assert_same(jitted(step, implementation)(NUMBERS), step(NUMBERS))
+    assert_same(jax.jit(step)(NUMBERS), step(NUMBERS))

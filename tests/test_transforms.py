@@ -13,7 +13,6 @@ from cases import (
     Implementation,
     assert_close,
     criterion,
-    jitted,
     losses_and_gradients,
     random_case,
 )
@@ -103,7 +102,7 @@ def test_vmap_and_grad(case: Case, transform: str, implementation: Implementatio
         return loss(*operands, implementation=implementation).sum()
 
     if transform == "vmap of grad":
-        gradients = jitted(jax.vmap(jax.grad(one)), implementation)(*case)
+        gradients = jax.jit(jax.vmap(jax.grad(one)))(*case)
     else:
         gradients = jax.jit(jax.grad(lambda *all: jax.vmap(one)(*all).sum()))(*case)
     assert_close(gradients, expected(case, implementation)[1], 1e-14)
@@ -197,7 +196,7 @@ def test_checkpoint(case: Case, implementation: Implementation) -> None:
         return loss(logits, *case[1:], implementation=implementation).sum()
 
     _, gradients = expected(case, implementation)
-    actual = jitted(jax.grad(total), implementation)(jnp.eye(8))
+    actual = jax.jit(jax.grad(total))(jnp.eye(8))
     assert_close(actual, jnp.einsum("...v,...w->vw", case.logits, gradients), 1e-12)
 
 
@@ -209,7 +208,7 @@ def test_scan(case: Case, implementation: Implementation) -> None:
 
         return jax.lax.scan(step, jnp.zeros(()), (logits, *case[1:]))[0]
 
-    value, gradients = jitted(jax.value_and_grad(total), implementation)(case.logits)
+    value, gradients = jax.jit(jax.value_and_grad(total))(case.logits)
     losses, expected_gradients = expected(case, implementation)
     assert_close(value, losses.sum(), 1e-13)
     assert_close(gradients, expected_gradients, 1e-14)
