@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_mbrnnt._loss import stages_of
+from jax_mbrnnt import _loss
 from jax_mbrnnt._stages import Implementation
 from jax_mbrnnt.arcs import Arc
 from jax_mbrnnt.lattice import lengths_of, operands_of
@@ -77,9 +77,19 @@ def _log_probs_jvp(arcs, primals, tangents):
 def _alignment(arc_log_probs, utterances, *, arcs, implementation):
     lengths = lengths_of(utterances, arc_log_probs)
     constant = jax.lax.stop_gradient(arc_log_probs)
-    found = Alignment(*stages_of(implementation).lattice_alignment(constant, *lengths, arcs=arcs))
+    found = Alignment(
+        *_loss.stages_of(implementation).lattice_alignment(constant, *lengths, arcs=arcs)
+    )
     label_log_probs, log_probs = _log_probs(arc_log_probs, found, arcs)
     return found._replace(label_log_probs=label_log_probs, log_probs=log_probs)
+
+
+@functools.partial(jax.jit, static_argnames=("plan",))
+def alignment_of_logits(logits, utterances, given, *, plan):
+    """As `_loss` has the losses of any transducer."""
+    arc_log_probs = _loss.arc_log_probs(logits, utterances, given, plan=plan)
+    static = {"arcs": plan.arcs, "implementation": plan.implementation}
+    return _alignment(arc_log_probs, utterances, **static)
 
 
 def viterbi_alignment(

@@ -17,7 +17,6 @@ from cases import (
     assert_close,
     compiled,
     criterion,
-    jitted,
     random_case,
 )
 from enumeration import paths
@@ -53,7 +52,7 @@ TABLES = pytest.mark.parametrize(
 def compiled_alignment(arcs: tuple[Arc, ...], implementation: Implementation) -> Any:
     """Of `(arc_log_probs, logit_lengths, label_lengths)`, as arrays of numpy."""
     function = functools.partial(viterbi_alignment, arcs=arcs, implementation=implementation)
-    run = jitted(function, implementation)
+    run = jax.jit(function)
     return lambda *operands: jax.tree.map(np.asarray, run(*operands))
 
 
@@ -346,7 +345,7 @@ def batch() -> tuple[Array, Array, Array]:
 def test_vmap(batch: tuple[Array, ...], implementation: Implementation) -> None:
     """Batch dimensions are the same, and the same number of kernel calls."""
     align = functools.partial(viterbi_alignment, arcs=TDT, implementation=implementation)
-    mapped = jitted(jax.vmap(jax.vmap(align)), implementation)
+    mapped = jax.jit(jax.vmap(jax.vmap(align)))
     found = compiled_alignment(TDT, implementation)(*batch)
     assert_equal(jax.tree.map(np.asarray, mapped(*batch)), found)
     if implementation == "ffi":  # what JAX does to a function of its own is tried less often
@@ -364,7 +363,7 @@ def test_batch_sharded_alignment_stays_local(
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))
     sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
     align = functools.partial(viterbi_alignment, arcs=TDT, implementation=implementation)
-    program = jitted(align, implementation).lower(*sharded).compile()
+    program = jax.jit(align).lower(*sharded).compile()
     collectives = r"all-gather|all-to-all|collective-permute|all-reduce"
     assert not re.findall(collectives, program.as_text() or "")
     found = program(*sharded)
@@ -377,7 +376,7 @@ def test_batch_sharded_alignment_stays_local(
         lambda x, t, u: align(x, t[: len(x)], u), mesh=mesh, in_specs=specs, out_specs=specs[0]
     )
     lengths = np.full((8, 2), T), batch[2]
-    found = jitted(mapped, implementation)(batch[0], *lengths)
+    found = jax.jit(mapped)(batch[0], *lengths)
     expected = compiled_alignment(TDT, implementation)(batch[0], *lengths)
     assert_equal(jax.tree.map(np.asarray, found), expected)
 
@@ -398,7 +397,7 @@ def test_derivative_is_that_of_the_path(
     def run(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.grad(total)(x), jax.jvp(total, (x,), (direction,))[1]
 
-    gradient, moved = jitted(run, implementation)(arc_log_probs)
+    gradient, moved = jax.jit(run)(arc_log_probs)
     found = compiled_alignment(TDT, implementation)(*batch)
     expected = np.zeros(arc_log_probs.shape)
     for b in np.ndindex(8, 2):
@@ -419,7 +418,7 @@ def test_derivative_in_logits(implementation: Implementation) -> None:
     def log_prob(logits: jax.Array) -> jax.Array:
         return model.alignment(logits, *case[1:]).log_probs
 
-    run = jitted(jax.value_and_grad(log_prob), implementation)
+    run = jax.jit(jax.value_and_grad(log_prob))
     direction = np.random.default_rng(11).normal(size=case.logits.shape)
     _, gradient = run(case.logits)
     slope = (run(case.logits + 1e-6 * direction)[0] - run(case.logits - 1e-6 * direction)[0]) / 2e-6

@@ -13,7 +13,7 @@ from jax_mbrnnt import _checks, _joint_loss, _loss
 from jax_mbrnnt._chunks import Joint
 from jax_mbrnnt._numbers import Given, Number, as_number, check_clamp, check_fastemit_lambda
 from jax_mbrnnt._stages import Implementation, Plan
-from jax_mbrnnt.alignment import Alignment, viterbi_alignment
+from jax_mbrnnt.alignment import Alignment, alignment_of_logits
 from jax_mbrnnt.arcs import Arc, Emission, validate_arcs, validate_emission
 
 __all__ = ["Array", "ArrayLike", "Implementation", "Joint", "Number", "Transducer"]
@@ -251,14 +251,8 @@ class Transducer(abc.ABC):
           >>> alignment.frames.tolist(), alignment.durations.tolist()
           ([0, 2], [2, 2])
         """
-        log_probs = self.arc_log_probs(logits, labels, logit_lengths, label_lengths)
-        return viterbi_alignment(
-            log_probs,
-            logit_lengths,
-            label_lengths,
-            arcs=self.arcs,
-            implementation=self.implementation,
-        )
+        operands, plan = self._operands(logits, labels, logit_lengths, label_lengths)
+        return alignment_of_logits(*operands, plan=plan)
 
     def joint_loss(
         self,
