@@ -175,8 +175,8 @@ def ctm_lines(words: Sequence[Word], utterance: str, channel: str = "1") -> list
       channel: of the recording.
 
     Returns:
-      A line for each word, without its end: utterance, channel, start and duration in seconds, the
-      word and, if it is known, its confidence.
+      A line for each word, without a line break. In it stand the utterance, the channel, start and
+      duration in seconds, the word and, if it is known, its confidence.
 
     Raises:
       ValueError: a name or a word is empty or has white space in it, which separates the fields.
