@@ -5,9 +5,9 @@
 //   Multiply(a, b)       a + b, neutral 0
 //   Add(a, b)            max(a, b), neutral -inf
 //
-// In double precision, whatever the arcs' is: so are sums of some thousand float32 numbers exact,
-// but for what is 2^-29 of the largest one, and two paths of the same arcs in another order are
-// equally good. A NaN in either operand makes NaN.
+// In double precision, whatever the arcs' is: a float32 number keeps all its digits in a sum that
+// is 2^29 times larger, so that two paths of the same arcs in another order are equally good. A NaN
+// in either operand makes NaN.
 #pragma once
 
 #include <cmath>
