@@ -19,7 +19,8 @@ void Align(const AlignmentStage<T>& s, int64_t b) {
       betas(t, u) = beta;
     }
   }
-  WriteAlignment(s, b, lattice, betas, poisoned);
+  WriteAlignment(s, b, lattice, PathLogProb(lattice, betas, poisoned),
+                 [&](int64_t t, int64_t u) { return BestArcAt(lattice, betas, t, u); });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Arc log-probabilities -> the most probable path: a block for an utterance, which has a barrier
-// for every anti-diagonal and one thread that follows the path.
+// for every anti-diagonal and a warp that follows the path.
 #include "cuda/device.h"
 #include "lattice/alignment.h"
 
@@ -21,6 +21,21 @@ struct BestBetas {
     return data[static_cast<uint32_t>(t + u) % static_cast<uint32_t>(rows) * columns + u];
   }
 };
+
+// The law's BestArcAt, by a warp that has a lane for each arc.
+static_assert(kMaxArcs <= kWarp);
+template <typename T>
+__device__ __forceinline__ int BestArcOfWarp(const BestLattice<T>& lattice, const BestBetas& betas,
+                                             int64_t t, int64_t u) {
+  const int arc = threadIdx.x % kWarp;
+  const double own = arc < lattice.table.size ? ArcBeta(lattice, betas, t, u, arc).log_prob
+                                              : Best::Zero().log_prob;
+  Best most{own};
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    most = Add(most, Best{__shfl_xor_sync(kAllLanes, most.log_prob, distance)});
+  }
+  return __ffs(__ballot_sync(kAllLanes, own == most.log_prob)) - 1;
+}
 
 template <typename T>
 __global__ void __launch_bounds__(256)
@@ -44,7 +59,11 @@ __global__ void __launch_bounds__(256)
   }
   if (poisoned) atomicAdd(&num_poisoned, 1);
   __syncthreads();
-  if (threadIdx.x == 0) WriteAlignment(s, b, lattice, betas, num_poisoned > 0);
+  if (threadIdx.x >= kWarp) return;
+  WriteAlignment(
+      s, b, lattice, PathLogProb(lattice, betas, num_poisoned > 0),
+      [&](int64_t t, int64_t u) { return BestArcOfWarp(lattice, betas, t, u); },
+      /*writes=*/threadIdx.x == 0);
 }
 
 }  // namespace

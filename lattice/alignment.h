@@ -25,7 +25,7 @@ MBRNNT_HD int BestArcAt(const BestLattice<T>& lattice, const Betas& betas, int64
 }
 
 // The log-probability of the best path, -inf if there is none. NaN if a length is out of range, if
-// an arc is poisoned, or if no number holds it.
+// some arc's beta is (`poisoned`), or if no number holds it.
 template <typename T, typename Betas>
 MBRNNT_HD T PathLogProb(const BestLattice<T>& lattice, const Betas& betas, bool poisoned) {
   if (poisoned || !lattice.extent.valid) return T(NAN);
@@ -37,25 +37,24 @@ MBRNNT_HD T PathLogProb(const BestLattice<T>& lattice, const Betas& betas, bool 
   return log_prob < T(INFINITY) ? log_prob : T(NAN);
 }
 
-// All results of utterance b. `poisoned`: some arc's beta is NaN.
-template <typename T, typename Betas>
+// All results of utterance b, whose path is of this log-probability: `best_arc` says which arc it
+// takes at a node. Several threads may go along together, of which one `writes`.
+template <typename T, typename BestArc>
 MBRNNT_HD void WriteAlignment(const AlignmentStage<T>& s, int64_t b, const BestLattice<T>& lattice,
-                              const Betas& betas, bool poisoned) {
+                              T log_prob, const BestArc& best_arc, bool writes = true) {
   const int64_t max_labels = s.batch.columns - 1, max_arcs = s.MaxArcs();
   int32_t* const arcs = s.arcs + b * max_arcs;
   int32_t* const frames = s.frames + b * max_labels;
   int32_t* const durations = s.durations + b * max_labels;
   T* const label_log_probs = s.label_log_probs + b * max_labels;
-  const T log_prob = PathLogProb(lattice, betas, poisoned);
-  s.log_probs[b] = log_prob;
 
   int64_t t = 0, u = 0, n = 0;
   // (Only the final node is behind the last frame. A NaN is not above -inf.)
   for (; log_prob > -T(INFINITY) && t < lattice.extent.frames; ++n) {
-    const int a = BestArcAt(lattice, betas, t, u);
+    const int a = best_arc(t, u);
     const Arc arc = lattice.table.arcs[a];
-    arcs[n] = a;
-    if (arc.emits) {
+    if (writes) arcs[n] = a;
+    if (writes && arc.emits) {
       frames[u] = static_cast<int32_t>(t);
       durations[u] = arc.duration;
       label_log_probs[u] = lattice.ArcLogProb(t, u, a);
@@ -63,6 +62,8 @@ MBRNNT_HD void WriteAlignment(const AlignmentStage<T>& s, int64_t b, const BestL
     t += arc.duration;
     u += arc.emits;
   }
+  if (!writes) return;
+  s.log_probs[b] = log_prob;
   for (; n < max_arcs; ++n) arcs[n] = -1;
   for (; u < max_labels; ++u) {
     frames[u] = durations[u] = -1;
