@@ -36,7 +36,12 @@ struct Best {
 };
 
 MBRNNT_HD Best Multiply(Best a, Best b) { return {a.log_prob + b.log_prob}; }
-MBRNNT_HD Best Add(Best a, Best b) { return a.log_prob > b.log_prob || a.IsPoisoned() ? a : b; }
+MBRNNT_HD Best Add(Best a, Best b) {
+  // One instruction on most processors, which gives b where either is NaN. (A branch that depends
+  // on which is larger cannot be foretold.)
+  const double larger = a.log_prob > b.log_prob ? a.log_prob : b.log_prob;
+  return {a.IsPoisoned() ? a.log_prob : larger};
+}
 MBRNNT_HD Best Rescaled(Best x) { return x; }
 
 }  // namespace mbrnnt
