@@ -27,6 +27,11 @@ struct Cpu {
     ComputeLattice(stage, On(pool), pool.num_threads());
     return ffi::Error::Success();
   }
+  template <typename T>
+  static ffi::Error Run(ffi::ThreadPool pool, const AlignmentStage<T>& stage) {
+    ComputeAlignment(stage, On(pool));
+    return ffi::Error::Success();
+  }
   template <typename L>
   static ffi::Error Run(ffi::ThreadPool pool, const LogitGradientsStage<L>& stage) {
     ComputeLogitGradients(stage, On(pool));

@@ -31,6 +31,9 @@ template <typename T>
 void ComputeLattice(const LatticeStage<T>& stage, const ParallelFor& parallel_for,
                     int64_t num_threads);
 
+template <typename T>
+void ComputeAlignment(const AlignmentStage<T>& stage, const ParallelFor& parallel_for);
+
 template <typename L>
 void ComputeLogitGradients(const LogitGradientsStage<L>& stage, const ParallelFor& parallel_for);
 

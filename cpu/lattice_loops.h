@@ -36,7 +36,7 @@ void Weights(int64_t n, int num_arcs, const T* log_probs, int64_t stride, Scaled
       for (int i = 0; i < kSize; ++i) {
         if (i >= arcs) break;
         const ScaledRow<T> of_arc = weights + ((a + i) * next_arc + u);
-        const Scaled<Vec<T>> weight = FromLog(tile[i]);
+        const auto weight = Scaled<Vec<T>>::FromLog(tile[i]);
         StoreUpTo(of_arc.mantissas, weight.mantissa, nodes);
         StoreUpTo(of_arc.exponents, weight.exponent, nodes);
       }
@@ -47,7 +47,7 @@ void Weights(int64_t n, int num_arcs, const T* log_probs, int64_t stride, Scaled
 template <typename T>
 void SumsOverArcs(int64_t n, int num_arcs, const ArcRow<T>* arcs, ScaledRow<T> sums) {
   for (int64_t i = 0; i < n; i += kLanes<T>) {
-    const auto sum = SumOverArcs<Vec<T>>(num_arcs, [&](int a) {
+    const auto sum = SumOverArcs(num_arcs, [&](int a) {
       return Multiply(LoadScaled(arcs[a].numbers, i), LoadScaled(arcs[a].weights, i));
     });
     StoreUpTo(sums.mantissas + i, sum.mantissa, n - i);

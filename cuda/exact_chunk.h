@@ -15,7 +15,7 @@ __device__ __forceinline__ Scaled<double> Sum(Scaled<double> a, Scaled<double> b
 
 // What an arc of this log-probability brings from a node.
 __device__ __forceinline__ Scaled<double> Share(Scaled<double> number, float log_prob) {
-  const Scaled<float> weight = FromLog(log_prob);
+  const auto weight = Scaled<float>::FromLog(log_prob);
   return Multiply(number, Scaled<double>{weight.mantissa, weight.exponent});
 }
 

@@ -47,6 +47,9 @@ struct Workspace {
 template <typename T>
 Status ComputeLattice(const LatticeStage<T>& stage, cudaStream_t stream);
 
+template <typename T>
+Status ComputeAlignment(const AlignmentStage<T>& stage, cudaStream_t stream);
+
 template <typename L>
 Status ComputeLogitGradients(const LogitGradientsStage<L>& stage, cudaStream_t stream);
 

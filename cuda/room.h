@@ -19,6 +19,10 @@ struct Cuda {
   static ffi::Error Run(cudaStream_t stream, const LatticeStage<T>& stage) {
     return ToError(ComputeLattice(stage, stream));
   }
+  template <typename T>
+  static ffi::Error Run(cudaStream_t stream, const AlignmentStage<T>& stage) {
+    return ToError(ComputeAlignment(stage, stream));
+  }
   template <typename L>
   static ffi::Error Run(cudaStream_t stream, const LogitGradientsStage<L>& stage) {
     return ToError(ComputeLogitGradients(stage, stream));

@@ -266,6 +266,60 @@ ffi::Error DecodeLattice(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_leng
   });
 }
 
+// ---- lattice_alignment ----------------------------------------------------------
+
+template <typename Binding>
+auto BindAlignment(Binding binding) {
+  return std::move(binding)
+      .template Arg<ffi::AnyBuffer>()  // arc_log_probs
+      .template Arg<ffi::AnyBuffer>()  // logit_lengths
+      .template Arg<ffi::AnyBuffer>()  // label_lengths
+      .template Ret<ffi::AnyBuffer>()  // frames
+      .template Ret<ffi::AnyBuffer>()  // durations
+      .template Ret<ffi::AnyBuffer>()  // label_log_probs
+      .template Ret<ffi::AnyBuffer>()  // arcs
+      .template Ret<ffi::AnyBuffer>()  // log_probs
+      .template Ret<ffi::AnyBuffer>()  // betas
+      .template Attr<ffi::Span<const int32_t>>("durations")
+      .template Attr<ffi::Span<const int32_t>>("emits");
+}
+
+template <typename Run>
+ffi::Error DecodeAlignment(ffi::AnyBuffer arc_log_probs, ffi::AnyBuffer logit_lengths,
+                           ffi::AnyBuffer label_lengths, ffi::Result<ffi::AnyBuffer> frames,
+                           ffi::Result<ffi::AnyBuffer> durations,
+                           ffi::Result<ffi::AnyBuffer> label_log_probs,
+                           ffi::Result<ffi::AnyBuffer> arcs, ffi::Result<ffi::AnyBuffer> log_probs,
+                           ffi::Result<ffi::AnyBuffer> betas,
+                           ffi::Span<const int32_t> arc_durations, ffi::Span<const int32_t> emits,
+                           Run&& run) {
+  return SwitchReal(arc_log_probs.element_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Checker check;
+    const Block block = Block::Of(arc_log_probs, check);
+    const Batch batch = block.WithLengths(logit_lengths, label_lengths, check);
+    const ArcTable table = DecodeArcTable(arc_durations, emits, check);
+    check.Require(block.last == table.size, "arc_log_probs: last axis is not the number of arcs");
+    const Dims labels = block.With({block.columns - 1});
+    check.Expect("frames", *frames, ffi::DataType::S32, labels);
+    check.Expect("durations", *durations, ffi::DataType::S32, labels);
+    check.Expect("label_log_probs", *label_log_probs, RealDataType<T>(), labels);
+    check.Expect("log_probs", *log_probs, RealDataType<T>(), block.batch_dims);
+    check.Expect("betas", *betas, ffi::DataType::F64, block.With({block.frames * block.columns}));
+    AlignmentStage<T> stage{batch,
+                            table,
+                            Data<const T>(arc_log_probs),
+                            Data<int32_t>(*frames),
+                            Data<int32_t>(*durations),
+                            Data<T>(*label_log_probs),
+                            Data<int32_t>(*arcs),
+                            Data<T>(*log_probs),
+                            Data<Best>(*betas)};
+    check.Expect("arcs", *arcs, ffi::DataType::S32, block.With({stage.MaxArcs()}));
+    return check.ok() ? run(stage) : check.error();
+  });
+}
+
 // ---- logit_gradients -----------------------------------------------------------
 
 template <typename Binding>

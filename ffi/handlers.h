@@ -22,7 +22,7 @@ struct NamedHandler {
 };
 
 template <typename Room>
-std::array<NamedHandler, 4> Handlers() {
+std::array<NamedHandler, 5> Handlers() {
   XLA_FFI_DEFINE_HANDLER(
       arc_log_probs,
       [](auto context, auto... args) {
@@ -38,6 +38,13 @@ std::array<NamedHandler, 4> Handlers() {
       },
       BindLattice(Room::Bind()), Room::kTraits);
   XLA_FFI_DEFINE_HANDLER(
+      lattice_alignment,
+      [](auto context, auto... args) {
+        return DecodeAlignment(args...,
+                               [&](const auto& stage) { return Room::Run(context, stage); });
+      },
+      BindAlignment(Room::Bind()), Room::kTraits);
+  XLA_FFI_DEFINE_HANDLER(
       logit_gradients,
       [](auto context, auto... args) {
         return DecodeLogitGradients(args...,
@@ -47,6 +54,7 @@ std::array<NamedHandler, 4> Handlers() {
   return {{{"arc_log_probs", arc_log_probs},
            {"lattice", lattice},
            {"lattice_score", lattice},  // the same, told apart by its results
+           {"lattice_alignment", lattice_alignment},
            {"logit_gradients", logit_gradients}}};
 }
 

@@ -6,6 +6,7 @@ Start with `multiblank_rnnt_loss` (arXiv 2211.03541), `tdt_loss` (arXiv 2304.067
 is the lattice alone.
 """
 
+from jax_mbrnnt.alignment import Alignment, viterbi_alignment
 from jax_mbrnnt.arcs import (
     NEXT_LABEL,
     NOTHING,
@@ -15,7 +16,16 @@ from jax_mbrnnt.arcs import (
     rnnt_arcs,
     tdt_arcs,
 )
-from jax_mbrnnt.decoding import GreedyDecoding, greedy_decode
+from jax_mbrnnt.decoding import (
+    GreedyDecoding,
+    Word,
+    ctm_lines,
+    entropy_confidence,
+    greedy_decode,
+    label_posteriors,
+    max_prob_confidence,
+    word_times,
+)
 from jax_mbrnnt.lattice import arc_posteriors, lattice_loss
 from jax_mbrnnt.transducers import (
     TDT,
@@ -34,14 +44,20 @@ __all__ = [
     "NEXT_LABEL",
     "NOTHING",
     "TDT",
+    "Alignment",
     "Arc",
     "Emission",
     "GreedyDecoding",
     "MultiblankRNNT",
     "Transducer",
+    "Word",
     "arc_posteriors",
+    "ctm_lines",
+    "entropy_confidence",
     "greedy_decode",
+    "label_posteriors",
     "lattice_loss",
+    "max_prob_confidence",
     "multiblank_arcs",
     "multiblank_rnnt_joint_loss",
     "multiblank_rnnt_loss",
@@ -50,4 +66,6 @@ __all__ = [
     "tdt_arcs",
     "tdt_joint_loss",
     "tdt_loss",
+    "viterbi_alignment",
+    "word_times",
 ]

@@ -9,11 +9,9 @@ from types import ModuleType
 
 import jax
 
+_STAGES = ("arc_log_probs", "lattice", "lattice_score", "lattice_alignment", "logit_gradients")
 # Versioned: two releases of the package may be loaded beside each other in one runtime.
-TARGETS = {
-    name: f"jax_mbrnnt_v3_{name}"
-    for name in ("arc_log_probs", "lattice", "lattice_score", "logit_gradients")
-}
+TARGETS = {name: f"jax_mbrnnt_v3_{name}" for name in _STAGES}
 
 
 def _runtime_api_version() -> tuple[int, int]:

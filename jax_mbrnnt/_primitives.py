@@ -8,6 +8,7 @@ without a kernel a stage lowers to its twin in `_reference`.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -288,6 +289,24 @@ _lattice_score = _stage(
     workspace=_lattice_workspace(with_posteriors=False),
 )
 
+
+def _alignment_avals(arc_log_probs: Aval, *_: Aval, **__: Any) -> list[Aval]:
+    num_frames, columns, _ = arc_log_probs.shape[-CORE_RANK:]
+    labels, path = (columns - 1,), (num_frames + columns - 1,)
+    cores = ((labels, np.int32), (labels, np.int32), (labels, None), (path, np.int32), ((), None))
+    return [_result(arc_log_probs, shape, dtype or arc_log_probs.dtype) for shape, dtype in cores]
+
+
+_lattice_alignment = _stage(
+    "lattice_alignment",
+    _alignment_avals,
+    _reference.lattice_alignment,
+    _lattice_attributes,
+    workspace=lambda arc_log_probs, *_, module: [  # a number of each node, of double precision
+        _result(arc_log_probs, (math.prod(arc_log_probs.shape[-CORE_RANK:-1]),), np.float64)
+    ],
+)
+
 _logit_gradients = _stage(
     "logit_gradients",
     lambda logits, *_, **__: [_result(logits, logits.shape[-CORE_RANK:], logits.dtype)],
@@ -356,5 +375,6 @@ def stages(require_kernel: bool) -> Stages:
         arc_log_probs=bound(_arc_log_probs, require_kernel=require_kernel),
         lattice=bound(_lattice, require_kernel=require_kernel),
         lattice_score=lambda *a, **k: _lattice_score(*a, require_kernel=require_kernel, **k)[0],
+        lattice_alignment=bound(_lattice_alignment, require_kernel=require_kernel),
         logit_gradients=lambda *a, **k: _logit_gradients(*a, require_kernel=require_kernel, **k)[0],
     )

@@ -36,6 +36,7 @@ class Stages(NamedTuple):
     arc_log_probs: Callable[..., tuple[jax.Array, jax.Array]]
     lattice: Callable[..., tuple[jax.Array, jax.Array]]
     lattice_score: Callable[..., jax.Array]
+    lattice_alignment: Callable[..., tuple[jax.Array, ...]]
     logit_gradients: Callable[..., jax.Array]
 
     def gradients(self, *residuals: Any, numbers: Numbers, cotangents: Any, plan: Plan) -> Any:

@@ -38,14 +38,14 @@ def _loss_backward(arcs, implementation, residuals, cotangents):
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _lengths(utterances, arc_log_probs):
+def lengths_of(utterances, arc_log_probs):
     num_batch, (num_frames, columns) = arc_log_probs.ndim - 3, arc_log_probs.shape[-3:-1]
     return utterances.settled(arc_log_probs, num_batch, num_frames, columns)[1:]
 
 
 @functools.partial(jax.jit, static_argnames=("arcs", "implementation"))
 def _losses(arc_log_probs, utterances, *, arcs, implementation):
-    lengths = _lengths(utterances, arc_log_probs)
+    lengths = lengths_of(utterances, arc_log_probs)
     if implementation == "xla":
         return _reference.differentiable_lattice_loss(arc_log_probs, *lengths, arcs)
     arc_log_probs = _primitives.reverse_mode_only(arc_log_probs)
@@ -54,11 +54,11 @@ def _losses(arc_log_probs, utterances, *, arcs, implementation):
 
 @functools.partial(jax.jit, static_argnames=("arcs", "implementation"))
 def _posteriors(arc_log_probs, utterances, *, arcs, implementation):
-    lengths = _lengths(utterances, arc_log_probs)
+    lengths = lengths_of(utterances, arc_log_probs)
     return stages_of(implementation).lattice(arc_log_probs, *lengths, arcs=arcs)[1]
 
 
-def _operands(arc_log_probs, logit_lengths, label_lengths, arcs, implementation):
+def operands_of(arc_log_probs, logit_lengths, label_lengths, arcs, implementation):
     _checks.check_implementation(implementation)
     arcs = validate_arcs(arcs)
     arc_log_probs = _checks.check_arc_log_probs(arc_log_probs, len(arcs))
@@ -112,7 +112,9 @@ def lattice_loss(
       >>> bool(jnp.allclose(loss, -jnp.log(2 / 3**3 + 1 / 3**2)))
       True
     """
-    operands, static = _operands(arc_log_probs, logit_lengths, label_lengths, arcs, implementation)
+    operands, static = operands_of(
+        arc_log_probs, logit_lengths, label_lengths, arcs, implementation
+    )
     return _losses(*operands, **static)
 
 
@@ -153,5 +155,7 @@ def arc_posteriors(
       >>> bool(jnp.allclose(posteriors[:, 0, 0].sum(), 1.0))
       True
     """
-    operands, static = _operands(arc_log_probs, logit_lengths, label_lengths, arcs, implementation)
+    operands, static = operands_of(
+        arc_log_probs, logit_lengths, label_lengths, arcs, implementation
+    )
     return _posteriors(*operands, **static)

@@ -13,6 +13,10 @@
 //
 // The final node makes every border an ordinary case: T = 0 and U = 0 gives
 // likelihood 1, T = 0 and U > 0 gives 0, an utterance that no path fits gives 0.
+//
+// What numbers these are is open: with those of scaled.h they are probabilities, and beta is a sum
+// over paths; those of best.h are logarithms, which Multiply adds and of which Add takes the larger
+// one, so that beta is the best path's.
 #pragma once
 
 #include <cstdint>
@@ -74,8 +78,9 @@ struct Batch {
   }
 };
 
-// Nodes are counted in `Index`; a GPU has no 64-bit integers but what it makes of 32-bit ones.
-template <typename T, typename Index = int64_t>
+// Nodes are counted in `Index`; a GPU has no 64-bit integers but what it makes of 32-bit ones. What
+// arcs weigh is a `Number`.
+template <typename T, typename Index = int64_t, typename Number = Scaled<T>>
 struct Lattice {
   BasicExtent<Index> extent;
   int64_t columns;
@@ -85,7 +90,9 @@ struct Lattice {
   MBRNNT_HD T ArcLogProb(Index t, Index u, int a) const {
     return arc_log_probs[(t * columns + u) * table.size + a];
   }
-  MBRNNT_HD Scaled<T> Weight(Index t, Index u, int a) const { return FromLog(ArcLogProb(t, u, a)); }
+  MBRNNT_HD Number Weight(Index t, Index u, int a) const {
+    return Number::FromLog(ArcLogProb(t, u, a));
+  }
   // Does such an arc lead from (t, u), a node, to another one? A blank of the last column may lead
   // to the final one, which is a row further.
   MBRNNT_HD bool HasArc(Index t, Index u, Arc arc) const {
@@ -100,42 +107,43 @@ struct Lattice {
 
 // What the arcs bring to a node, summed from the last arc to the first: the label
 // arc, whose summand a traversal by anti-diagonals has last, comes last.
-template <typename T, typename Summand>
-MBRNNT_HD Scaled<T> SumOverArcs(int num_arcs, const Summand& summand) {
-  Scaled<T> sum = summand(num_arcs - 1);
+template <typename Summand>
+MBRNNT_HD auto SumOverArcs(int num_arcs, const Summand& summand) {
+  auto sum = summand(num_arcs - 1);
   for (int a = num_arcs - 2; a >= 0; --a) sum = Add(sum, summand(a));
   return Rescaled(sum);
 }
 
 // Sum over the paths from (0, 0) to (t, u). At the final node: the likelihood.
-template <typename T, typename Alphas>
-MBRNNT_HD Scaled<T> AlphaAt(const Lattice<T>& lattice, const Alphas& alphas, int64_t t, int64_t u) {
-  if (t == 0 && u == 0) return Scaled<T>::One();
-  return SumOverArcs<T>(lattice.table.size, [&](int a) {
+template <typename T, typename Number, typename Alphas>
+MBRNNT_HD Number AlphaAt(const Lattice<T, int64_t, Number>& lattice, const Alphas& alphas,
+                         int64_t t, int64_t u) {
+  if (t == 0 && u == 0) return Number::One();
+  return SumOverArcs(lattice.table.size, [&](int a) {
     const Arc arc = lattice.table.arcs[a];
     const int64_t from_t = t - arc.duration, from_u = u - arc.emits;
     return lattice.HasArc(from_t, from_u, a)
                ? Multiply(alphas(from_t, from_u), lattice.Weight(from_t, from_u, a))
-               : Scaled<T>::Zero();
+               : Number::Zero();
   });
 }
 
 // Weight of the arc times the sum over the paths from its head to the final node.
-template <typename T, typename Index, typename Betas>
-MBRNNT_HD Scaled<T> ArcBeta(const Lattice<T, Index>& lattice, const Betas& betas, Index t, Index u,
-                            int a) {
-  if (!lattice.HasArc(t, u, a)) return Scaled<T>::Zero();
+template <typename T, typename Index, typename Number, typename Betas>
+MBRNNT_HD Number ArcBeta(const Lattice<T, Index, Number>& lattice, const Betas& betas, Index t,
+                         Index u, int a) {
+  if (!lattice.HasArc(t, u, a)) return Number::Zero();
   const Arc arc = lattice.table.arcs[a];
-  const Scaled<T> weight = lattice.Weight(t, u, a);
+  const Number weight = lattice.Weight(t, u, a);
   const Index to_t = t + arc.duration;
   return to_t == lattice.extent.frames ? weight : Multiply(weight, betas(to_t, u + arc.emits));
 }
 
 // Sum over the paths from (t, u) to the final node.
-template <typename T, typename Betas>
-MBRNNT_HD Scaled<T> BetaAt(const Lattice<T>& lattice, const Betas& betas, int64_t t, int64_t u) {
-  return SumOverArcs<T>(lattice.table.size,
-                        [&](int a) { return ArcBeta(lattice, betas, t, u, a); });
+template <typename T, typename Number, typename Betas>
+MBRNNT_HD Number BetaAt(const Lattice<T, int64_t, Number>& lattice, const Betas& betas, int64_t t,
+                        int64_t u) {
+  return SumOverArcs(lattice.table.size, [&](int a) { return ArcBeta(lattice, betas, t, u, a); });
 }
 
 // The negative log-likelihood; of a certain utterance +0, not -0.

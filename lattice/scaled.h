@@ -37,6 +37,8 @@ struct alignas(2 * sizeof(T)) Scaled {  // one load, one store
 
   static MBRNNT_HD Scaled Zero() { return {T(0), -T(INFINITY)}; }
   static MBRNNT_HD Scaled One() { return {T(1), T(0)}; }
+  // exp(x) of a log-probability. One whose binary logarithm is out of range is as good as -inf.
+  static MBRNNT_HD Scaled FromLog(T x);
 };
 
 // 2^k for an integer k up to 126, and 0 where that is too small to matter. A NaN
@@ -65,9 +67,8 @@ struct Ln2<double> {
   static constexpr double kHigh = 6.93145751953125e-1, kLow = 1.42860682030941723212e-6;
 };
 
-// exp(x) of a log-probability. One whose binary logarithm is out of range is as good as -inf.
 template <typename T>
-MBRNNT_HD Scaled<T> FromLog(T x) {
+MBRNNT_HD Scaled<T> Scaled<T>::FromLog(T x) {
   using Element = typename NumberTraits<T>::Element;
   constexpr Element kRound = NumberTraits<T>::kRound;
   const T exponent = (x * Element(1.4426950408889634) + kRound) - kRound;

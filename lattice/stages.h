@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "lattice/best.h"
 #include "lattice/emission.h"
 #include "lattice/lattice.h"
 #include "lattice/number.h"
@@ -41,6 +42,30 @@ struct LatticeStage {
     return {{static_cast<Index>(extent.frames), static_cast<Index>(extent.labels), extent.valid},
             batch.columns,
             table,
+            arc_log_probs + b * batch.NodesPerUtterance() * table.size};
+  }
+};
+
+template <typename T>
+using BestLattice = Lattice<T, int64_t, Best>;
+
+// Arc log-probabilities -> the most probable path and what it says of the labels.
+template <typename T>
+struct AlignmentStage {
+  Batch batch;
+  ArcTable table;
+  const T* arc_log_probs;  // [B, T, U+1, A]
+  int32_t* frames;         // [B, U], where each label is emitted; -1 where there is none
+  int32_t* durations;      // [B, U], of its arc; -1 likewise
+  T* label_log_probs;      // [B, U], of its arc; 0 likewise
+  int32_t* arcs;           // [B, T + U], the path; -1 behind it
+  T* log_probs;            // [B], the path's
+  Best* betas;             // [B, T, U+1], in an order of the room's own
+
+  // A blank takes a frame, and a label a label.
+  MBRNNT_HD int64_t MaxArcs() const { return batch.max_frames + batch.columns - 1; }
+  MBRNNT_HD BestLattice<T> LatticeOf(int64_t b) const {
+    return {batch.ExtentOf(b), batch.columns, table,
             arc_log_probs + b * batch.NodesPerUtterance() * table.size};
   }
 };

@@ -31,6 +31,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 # The files whose tests are of values, and so run over any backend's kernels.
 OF_VALUES = {
+    "test_alignment",
+    "test_alignment_edges",
     "test_arcs",
     "test_digits",
     "test_edges",

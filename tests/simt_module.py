@@ -31,7 +31,7 @@ ANNOUNCED = [
     "--param=tsan-distinguish-volatile=1",
     "-fno-optimize-sibling-calls",
 ]
-STAGES = ("arc_log_probs", "lattice", "lattice_score", "logit_gradients")
+STAGES = ("arc_log_probs", "lattice", "lattice_score", "lattice_alignment", "logit_gradients")
 
 
 def compiler() -> str:

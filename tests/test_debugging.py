@@ -82,12 +82,16 @@ def calls(implementation: Implementation) -> dict[str, Callable[[], Any]]:
         options: dict[str, Any] = {"arcs": rnnt_arcs(), "implementation": implementation}
         return lattice_loss(arc_log_probs, *LENGTHS, **options)
 
+    def alignment(logits: jax.Array) -> jax.Array:
+        return model.alignment(logits, *utterances).log_probs
+
     return {
         "losses": lambda: model(LOGITS, *utterances),
         "gradients": lambda: with_gradient(lambda x: model(x, *utterances), LOGITS),
         "score_forward": lambda: model.score_forward(LOGITS, *utterances),
         "cost_and_grad": lambda: model.cost_and_grad(LOGITS, *utterances),
         "posteriors": lambda: model.posteriors(LOGITS, *utterances),
+        "alignment": lambda: with_gradient(alignment, LOGITS),
         "joint": lambda: by_chunks(WEIGHTS, ENCODED, PREDICTED),
         "joint's gradients": lambda: with_gradient(by_chunks, WEIGHTS, ENCODED, PREDICTED),
         "lattice": lambda: with_gradient(lattice, ARCS),

@@ -30,12 +30,14 @@ MODULES: dict[str, set[str]] = {
         *("_primitives", "_program", "_reference", "_stages"),
     },
     "lattice": {"_checks", "_loss", "_primitives", "_reference", "_stages", "arcs"},
+    "alignment": {"_loss", "_stages", "arcs", "lattice"},
     "transducers/transducer": {
-        *("_checks", "_chunks", "_joint_loss", "_loss", "_numbers", "_stages", "arcs"),
+        *("_checks", "_chunks", "_joint_loss", "_loss", "_numbers", "_stages"),
+        *("alignment", "arcs"),
     },
     "transducers": {"arcs"},  # one file a transducer: it names no stage and no loss
     "decoding": {"_checks", "_program", "_stages", "arcs", "transducers"},
-    "__init__": {"arcs", "decoding", "lattice", "transducers"},
+    "__init__": {"alignment", "arcs", "decoding", "lattice", "transducers"},
 }
 KNOW_NO_JAX = {"arcs", "transducers"}
 STANDARD_HEADER = r"<(sys/)?[a-z_0-9]+(\.h)?>"  # of C++ or POSIX, none of a framework's

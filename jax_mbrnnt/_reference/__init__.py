@@ -8,6 +8,7 @@ Each stage is a function of arrays `[batch_dims..., T, U+1, ...]`; lengths are i
 `[batch_dims...]`. See `lattice/` for the recursions and the meaning of an arc table.
 """
 
+from jax_mbrnnt._reference.alignment import lattice_alignment
 from jax_mbrnnt._reference.derivatives import (
     differentiable_lattice_loss,
     differentiable_loss,
@@ -18,7 +19,7 @@ from jax_mbrnnt._reference.nodes import lengths_are_valid
 from jax_mbrnnt._reference.rows import arc_log_probs, logit_gradients, real_dtype
 from jax_mbrnnt._stages import Stages
 
-STAGES = Stages(arc_log_probs, lattice, lattice_score, logit_gradients)
+STAGES = Stages(arc_log_probs, lattice, lattice_score, lattice_alignment, logit_gradients)
 
 __all__ = [
     "STAGES",
@@ -26,6 +27,7 @@ __all__ = [
     "differentiable_lattice_loss",
     "differentiable_loss",
     "lattice",
+    "lattice_alignment",
     "lattice_score",
     "lengths_are_valid",
     "logit_gradients",

@@ -17,7 +17,7 @@ from jax_mbrnnt.arcs import Arc
 Arcs = tuple[Arc, ...]
 
 
-def _existing_arcs(
+def existing_arcs(
     logit_lengths: jax.Array, label_lengths: jax.Array, num_frames: int, columns: int, arcs: Arcs
 ) -> jax.Array:
     """`[batch_dims..., T, U+1, A]`: tail and head are nodes; only blanks enter the final one."""
@@ -82,7 +82,7 @@ def _log_sum(terms: _Log) -> _Log:
     return _Log(most, jnp.zeros_like(most)).plus(_Log.of(log_total))
 
 
-def _is_lost(log_probs: jax.Array) -> jax.Array:
+def is_lost(log_probs: jax.Array) -> jax.Array:
     """What is as good as -inf: the kernels' exponents, to base 2, have to be numbers, too."""
     return log_probs * np.log2(np.e).item() == -jnp.inf
 
@@ -98,8 +98,8 @@ def _log_likelihoods(
     diagonals = num_frames + columns
     reach = max([1, *(arc.duration + arc.emits for _, arc in present)])
 
-    exists = _existing_arcs(logit_lengths, label_lengths, num_frames, columns, arcs)
-    weights = jnp.where(exists & ~_is_lost(arc_log_probs), arc_log_probs, -jnp.inf)
+    exists = existing_arcs(logit_lengths, label_lengths, num_frames, columns, arcs)
+    weights = jnp.where(exists & ~is_lost(arc_log_probs), arc_log_probs, -jnp.inf)
     by_head = [_by_head(weights[..., a], arc, diagonals) for a, arc in present]
     if by_head:
         steps = jnp.stack(by_head, axis=1)  # [diagonals, arcs, batch..., U+1]
@@ -154,7 +154,7 @@ def _losses(
     *_, num_frames, columns, _ = shape
     valid = lengths_are_valid(logit_lengths, label_lengths, num_frames, columns)
     losses = jnp.where(log_likelihoods == 0, 0, -log_likelihoods)
-    losses = jnp.where(_is_lost(log_likelihoods), jnp.inf, losses)
+    losses = jnp.where(is_lost(log_likelihoods), jnp.inf, losses)
     return jnp.where(valid & (losses != -jnp.inf), losses, jnp.nan)
 
 

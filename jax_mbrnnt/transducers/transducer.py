@@ -13,6 +13,7 @@ from jax_mbrnnt import _checks, _joint_loss, _loss
 from jax_mbrnnt._chunks import Joint
 from jax_mbrnnt._numbers import Given, Number, as_number, check_clamp, check_fastemit_lambda
 from jax_mbrnnt._stages import Implementation, Plan
+from jax_mbrnnt.alignment import Alignment, alignment_of_logits
 from jax_mbrnnt.arcs import Arc, Emission, validate_arcs, validate_emission
 
 __all__ = ["Array", "ArrayLike", "Implementation", "Joint", "Number", "Transducer"]
@@ -229,6 +230,29 @@ class Transducer(abc.ABC):
         """
         operands, plan = self._operands(logits, labels, logit_lengths, label_lengths)
         return _loss.posteriors(*operands, plan=plan)
+
+    def alignment(
+        self,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        logit_lengths: ArrayLike | None = None,
+        label_lengths: ArrayLike | None = None,
+    ) -> Alignment:
+        """The most probable path of every utterance's labels: see `viterbi_alignment`.
+
+        Its arcs are weighed as the loss weighs them, with `sigma`. Operands and errors are those of
+        `__call__`; the derivatives are in reverse mode alone.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from jax_mbrnnt import TDT
+          >>> logits = jnp.zeros((6, 3, 4 + 3)).at[1:3, :, -1].set(5.0)  # 4 tokens, 3 durations
+          >>> alignment = TDT(durations=(0, 1, 2)).alignment(logits, jnp.array([1, 0]))
+          >>> alignment.frames.tolist(), alignment.durations.tolist()
+          ([0, 2], [2, 2])
+        """
+        operands, plan = self._operands(logits, labels, logit_lengths, label_lengths)
+        return alignment_of_logits(*operands, plan=plan)
 
     def joint_loss(
         self,

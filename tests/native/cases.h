@@ -14,6 +14,7 @@
 
 #include "lattice/stages.h"
 #include "tests/native/expect.h"
+#include "tests/native/paths.h"
 
 namespace mbrnnt::test {
 
@@ -176,6 +177,8 @@ struct Case {
     Room::Run(ArcLogProbsStage<L>{device, emission, device_logits.data(), device_labels.data(),
                                   device_sigmas.data(), arc_log_probs.data(), normalizers.data()});
     const auto host_arc_log_probs = arc_log_probs.Fetch();
+    const Batch host = BatchOf(logit_lengths.data(), label_lengths.data());
+    const Paths<Room, T> paths(host, device, table, arc_log_probs.data());
 
     Buffer<T>& posteriors = in_place ? arc_log_probs : other_posteriors;
     RunLattice({device, table, arc_log_probs.data(), scores.data(), nullptr});
@@ -191,7 +194,9 @@ struct Case {
     const auto host_gradients = gradients.Fetch();
     for (int64_t b = 0; b < batch; ++b) {
       CheckLosses(b, host_losses, host_scores, host_posteriors.data());
-      const Extent extent = BatchOf(logit_lengths.data(), label_lengths.data()).ExtentOf(b);
+      paths.Check(b, host_arc_log_probs.data() + b * nodes() * table.size);
+      EXPECT(Poisoned(b) || paths.log_probs[b] <= T(1e-4) - host_losses[b]);
+      const Extent extent = host.ExtentOf(b);
       for (int64_t i = 0; i < nodes(); ++i) {
         const int64_t t = i / columns, u = i % columns, node = b * nodes() + i;
         CheckNode(b, u, extent, extent.Contains(t, u), logits.data() + node * row_size,

@@ -39,6 +39,10 @@ struct CudaRoom {
   static void Run(const LatticeStage<T>& stage) {
     Finish(cuda::ComputeLattice(stage, nullptr));
   }
+  template <typename T>
+  static void Run(const AlignmentStage<T>& stage) {
+    Finish(cuda::ComputeAlignment(stage, nullptr));
+  }
   template <typename L>
   static void Run(const LogitGradientsStage<L>& stage) {
     Finish(cuda::ComputeLogitGradients(stage, nullptr));
@@ -215,6 +219,9 @@ void CheckLoading() {
     lattice.table = table;
     CudaRoom::Finish(cuda::ComputeLattice(lattice, cuda::OnlyLoading()));
   }
+  AlignmentStage<T> alignment{};
+  alignment.batch = batch;
+  CudaRoom::Finish(cuda::ComputeAlignment(alignment, cuda::OnlyLoading()));
 }
 
 }  // namespace

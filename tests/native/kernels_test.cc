@@ -43,6 +43,10 @@ struct CpuRoom {
   static void Run(const LatticeStage<T>& stage) {
     cpu::ComputeLattice(stage, InShuffledPieces, /*num_threads=*/random_bits() % 2 ? 1 : 1000);
   }
+  template <typename T>
+  static void Run(const AlignmentStage<T>& stage) {
+    cpu::ComputeAlignment(stage, InShuffledPieces);
+  }
   template <typename L>
   static void Run(const LogitGradientsStage<L>& stage) {
     cpu::ComputeLogitGradients(stage, InShuffledPieces);
