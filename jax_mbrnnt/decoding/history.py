@@ -1,0 +1,88 @@
+"""Which labels the hypotheses have emitted: a tree that grows by a level a turn.
+
+A turn of the search writes one node for each place in the beam, all at once and nothing more: the
+labels of a hypothesis are read from the last to the first when the search is over.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_mbrnnt._mesh import zeros_like
+from jax_mbrnnt.decoding.hypotheses import Emissions, take
+
+
+class Labelling(NamedTuple):
+    """The labels of every hypothesis, as `BeamDecoding` has them."""
+
+    labels: jax.Array  # [B, K, U]
+    frames: jax.Array  # [B, K, U]
+    durations: jax.Array  # [B, K, U]
+    log_probs: jax.Array  # [B, K, U]
+
+
+class History(NamedTuple):
+    """Emissions `[turns, B, K]`. The one of turn i and place k is node `i * K + k`."""
+
+    emissions: Emissions
+
+    @classmethod
+    def empty(cls, turns: int, like: Emissions) -> History:
+        def stack(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(zeros_like(x)[None], (turns, *x.shape))
+
+        return cls(Emissions(*(stack(x) for x in like)))
+
+    def write(self, turn: jax.Array, emissions: Emissions) -> History:
+        def put(buffer: jax.Array, x: jax.Array) -> jax.Array:
+            return lax.dynamic_update_index_in_dim(buffer, x, turn, 0)
+
+        return History(Emissions(*(put(*pair) for pair in zip(self.emissions, emissions))))
+
+    def read(
+        self, ends: jax.Array, label_lengths: jax.Array, durations: jax.Array, max_labels: int
+    ) -> Labelling:
+        """The labels that lead to `ends` `[B, K]`, each `node * arcs + arc`."""
+        batch, beam = ends.shape
+        num_arcs = len(durations)
+        if max_labels == 0 or num_arcs == 0 or batch == 0:
+            nothing = jnp.full((batch, beam, max_labels), -1, jnp.int32)
+            return Labelling(nothing, nothing, nothing, jnp.zeros(nothing.shape, jnp.float32))
+
+        def by_utterance(x: jax.Array) -> jax.Array:  # [B, nodes, ...]
+            return jnp.swapaxes(x, 0, 1).reshape(batch, -1, *x.shape[3:])
+
+        nodes = Emissions(*(by_utterance(x) for x in self.emissions))
+
+        def step(carry: tuple) -> tuple:
+            i, end, found = carry
+            node, arc = end // num_arcs, end % num_arcs
+            emitted: Emissions = take(nodes, node)
+            log_prob = jnp.take_along_axis(emitted.log_probs, arc[..., None], -1)[..., 0]
+            new = (emitted.labels, emitted.frames, durations[arc], log_prob)
+            put = [lax.dynamic_update_index_in_dim(x, y, i, 0) for x, y in zip(found, new)]
+            return i + 1, jnp.where(end < 0, -1, emitted.parents), Labelling(*put)
+
+        def unfinished(carry: tuple) -> jax.Array:
+            i, end, _ = carry
+            return (i < max_labels) & jnp.any(end >= 0)
+
+        zeros = jnp.broadcast_to(zeros_like(ends)[None], (max_labels, batch, beam))
+        found = Labelling(zeros, zeros, zeros, zeros.astype(jnp.float32))
+        backwards = lax.while_loop(unfinished, step, (jnp.int32(0), ends, found))[2]
+
+        place = jnp.arange(max_labels, dtype=jnp.int32)[None, None]
+        index = jnp.clip(label_lengths[..., None] - 1 - place, 0, max_labels - 1)
+        inside = place < label_lengths[..., None]
+
+        def forwards(x: jax.Array, padding: float) -> jax.Array:
+            x = jnp.take_along_axis(jnp.moveaxis(x, 0, -1), index, axis=-1)
+            return jnp.where(inside, x, jnp.asarray(padding, x.dtype))
+
+        return Labelling(
+            *(forwards(x, padding) for x, padding in zip(backwards, (-1, -1, -1, 0.0)))
+        )
