@@ -9,7 +9,9 @@ expanded, and nothing is expanded twice.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -95,7 +97,6 @@ class _Options(NamedTuple):
 class _Search(NamedTuple):
     """Where the search stands between two turns."""
 
-    turn: jax.Array  # []
     n: jax.Array  # [B], t + u of the alignments to expand
     is_sound: jax.Array  # [B], no NaN so far
     hypotheses: Hypotheses
@@ -225,6 +226,7 @@ class _Turns:
         # Elsewhere they cost nothing to speak of, and a loop does.
         is_cpu = jax.default_backend() == "cpu"
         rows = 8 if is_cpu else math.inf
+        self.quorum = 0.5 if is_cpu else 0.0
         self.width = int(min(options.beam, max(1, rows // max(1, encoded.shape[0]))))
 
     # ---- the turns -----------------------------------------------------------------------
@@ -253,7 +255,6 @@ class _Turns:
         emissions = Emissions(of_each, of_each, of_each, arcs + of_each[..., None])
         scalar = jnp.sum(zeros)
         return _Search(
-            turn=scalar,
             n=zeros,
             is_sound=in_range & (zeros == 0),
             hypotheses=Hypotheses(hashes, hashes, of_each, of_each, of_each.astype(jnp.float32)),
@@ -271,7 +272,14 @@ class _Turns:
         options, model = self.options, self.options.language_model
         here = Alignments(*(x[..., 0] for x in search.alignments))
         is_here = here.sums > -jnp.inf
-        search = self._catch_up(search, is_here & search.is_behind)
+        # Who needs a new prediction waits until enough do: a prediction network costs as much for
+        # one as for all of them.
+        waits = jnp.any(is_here & search.is_behind, axis=1)
+        quorum = self.quorum * jnp.sum(_is_alive(search), dtype=jnp.float32)
+        enough = jnp.sum(waits, dtype=jnp.float32) >= quorum
+        search = self._catch_up(search, is_here & search.is_behind & enough)
+        is_here &= (~waits | enough)[:, None]
+        here = hyp.none_where(~is_here, here)
         known = search.hypotheses
         frames = search.n[:, None] - known.label_lengths
         frames_left = self.lengths[:, None] - frames
@@ -284,7 +292,7 @@ class _Turns:
         )
         is_first = jnp.arange(self.columns)[None, None] == 0
         stay = hyp.add(
-            hyp.none_where(is_first, search.alignments),
+            hyp.none_where(is_first & is_here[..., None], search.alignments),
             Alignments(
                 here.sums[..., None] + sums,
                 here.bests[..., None] + bests,
@@ -302,9 +310,7 @@ class _Turns:
             if model is not None:
                 extras += self._fused(rows.labels, search.networks.language)
             extras = jnp.where(rows.log_probs > -jnp.inf, extras, 0.0)
-            labels = Labels(
-                rows.of_children, rows.log_probs, rows.labels, extras, rows.label_arcs
-            )
+            labels = Labels(rows.of_children, rows.log_probs, rows.labels, extras, rows.label_arcs)
             return hyp.extend(
                 known,
                 stay,
@@ -313,7 +319,7 @@ class _Turns:
                 frames_left,
                 labels,
                 self.scores.label_durations,
-                search.turn * options.beam,
+                search.n[:, None] * options.beam,
                 options.threshold,
             )
 
@@ -328,22 +334,19 @@ class _Turns:
             lambda: hyp.take(search.networks, extended.source),
             lambda: search.networks,
         )
-        alignments, ahead = hyp.advance(
-            extended.hypotheses, extended.alignments, options.threshold
-        )
+        alignments, ahead = hyp.advance(extended.hypotheses, extended.alignments, options.threshold)
         # Nobody reads on after a NaN.
         is_sound = extended.is_sound & search.is_sound
         is_sound &= ~jnp.any(is_here & rows.has_nan, axis=1)
         alignments = hyp.none_where(~is_sound[:, None, None], alignments)
         return _Search(
-            turn=search.turn + 1,
             n=search.n + ahead,
             is_sound=is_sound,
             hypotheses=extended.hypotheses,
             alignments=alignments,
             networks=networks,
             is_behind=extended.is_new | search.is_behind,
-            history=search.history.write(search.turn, extended.emissions),
+            history=search.history.write(search.n, extended.emissions),
             joint_evaluations=search.joint_evaluations + jnp.sum(is_here, axis=1, dtype=jnp.int32),
             joint_rows=search.joint_rows + computed,
             prediction_steps=search.prediction_steps,
@@ -361,9 +364,7 @@ class _Turns:
             return _unflat(Networks(prediction, state, language), shape)
 
         last = search.hypotheses.last_labels
-        networks, computed = self._for_each(
-            behind, step, (last, search.networks), search.networks
-        )
+        networks, computed = self._for_each(behind, step, (last, search.networks), search.networks)
         return search._replace(
             networks=networks,
             is_behind=search.is_behind & ~behind,
@@ -417,7 +418,9 @@ class _Turns:
                 initial=-jnp.inf,
             )
             classes = jnp.arange(row.logits.shape[1], dtype=jnp.int32)
-            is_taken = jnp.any(children[..., None] == classes[None, None], axis=1)
+            # One by one: XLA's CPU backend vectorises this, but not a reduction.
+            is_child = [children[:, k, None] == classes[None] for k in range(options.beam)]
+            is_taken = functools.reduce(operator.or_, is_child)
             logits = jnp.where(is_taken, -jnp.inf, row.logits)
             most = jnp.max(logits, axis=1)
             reference = jnp.maximum(here + jnp.maximum(stays, row.of_logit(most) + gain), waiting)

@@ -1,7 +1,7 @@
-"""Which labels the hypotheses have emitted: a tree that grows by a level a turn.
+"""Which labels the hypotheses have emitted: a tree, by n.
 
-A turn of the search writes one node for each place in the beam, all at once and nothing more: the
-labels of a hypothesis are read from the last to the first when the search is over.
+An n of the search has one node for each place in the beam, written all at once, and no hypothesis
+carries its labels along: they are read from the last to the first when the search is over.
 """
 
 from __future__ import annotations
@@ -26,22 +26,31 @@ class Labelling(NamedTuple):
 
 
 class History(NamedTuple):
-    """Emissions `[turns, B, K]`. The one of turn i and place k is node `i * K + k`."""
+    """Emissions `[B, N, K]`. The one of place k at n is node `n * K + k`."""
 
     emissions: Emissions
 
     @classmethod
-    def empty(cls, turns: int, like: Emissions) -> History:
+    def empty(cls, most: int, like: Emissions) -> History:
         def stack(x: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(zeros_like(x)[None], (turns, *x.shape))
+            return jnp.broadcast_to(zeros_like(x)[:, None], (x.shape[0], most, *x.shape[1:]))
 
         return cls(Emissions(*(stack(x) for x in like)))
 
-    def write(self, turn: jax.Array, emissions: Emissions) -> History:
-        def put(buffer: jax.Array, x: jax.Array) -> jax.Array:
-            return lax.dynamic_update_index_in_dim(buffer, x, turn, 0)
+    def write(self, n: jax.Array, emissions: Emissions) -> History:
+        """`emissions` `[B, K]` at `n` `[B]`."""
 
-        return History(Emissions(*(put(*pair) for pair in zip(self.emissions, emissions))))
+        def put(row: jax.Array, i: jax.Array, x: jax.Array) -> jax.Array:
+            return row.at[i].set(x, mode="drop")
+
+        return History(
+            Emissions(
+                *(
+                    jax.vmap(put)(x, n, new)
+                    for x, new in zip(self.emissions, emissions, strict=True)
+                )
+            )
+        )
 
     def read(
         self, ends: jax.Array, label_lengths: jax.Array, durations: jax.Array, max_labels: int
@@ -53,10 +62,7 @@ class History(NamedTuple):
             nothing = jnp.full((batch, beam, max_labels), -1, jnp.int32)
             return Labelling(nothing, nothing, nothing, jnp.zeros(nothing.shape, jnp.float32))
 
-        def by_utterance(x: jax.Array) -> jax.Array:  # [B, nodes, ...]
-            return jnp.swapaxes(x, 0, 1).reshape(batch, -1, *x.shape[3:])
-
-        nodes = Emissions(*(by_utterance(x) for x in self.emissions))
+        nodes = Emissions(*(x.reshape(batch, -1, *x.shape[3:]) for x in self.emissions))
 
         def step(carry: tuple) -> tuple:
             i, end, found = carry

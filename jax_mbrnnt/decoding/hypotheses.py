@@ -174,7 +174,7 @@ def extend(
       stay: the alignments `[B, K, J+1]` that take no label now, among them those that took a blank.
       here: the alignments `[B, K]` at n; -inf for those without.
       frames, frames_left: `[B, K]` the frame of `here`, and how many there are from it on.
-      first_node: the node of the history that the first hypothesis's label of this turn will be.
+      first_node: `[B, 1]` the node of the history that the first hypothesis's label will be.
     """
     batch, beam, columns = stay.sums.shape
     count = labels.labels.shape[-1]
@@ -186,9 +186,7 @@ def extend(
     of_child = jnp.where(has_parent, of_child[..., 0], -jnp.inf)
     grown = jnp.logaddexp(total(stay.sums), take(any_arc, parent) + of_child)
     new = (any_arc + hypotheses.extras)[..., None] + labels.log_probs + labels.extras
-    scores = jnp.concatenate(
-        [grown + hypotheses.extras, new.reshape(batch, beam * count)], axis=1
-    )
+    scores = jnp.concatenate([grown + hypotheses.extras, new.reshape(batch, beam * count)], axis=1)
     best, index = lax.top_k(scores, beam)
     index = jnp.where(best >= best[:, :1] - threshold, index, -1)  # NaN and -inf - -inf: neither
     index = jnp.where(jnp.isneginf(best), -1, index).astype(jnp.int32)
@@ -231,9 +229,7 @@ def extend(
                 hash_of(take(hypotheses.hashes, source), label),
                 hypotheses.hashes,
             ),
-            jnp.where(
-                is_new[..., None], take(hypotheses.hashes, source), hypotheses.parent_hashes
-            ),
+            jnp.where(is_new[..., None], take(hypotheses.hashes, source), hypotheses.parent_hashes),
             jnp.where(is_new, take(hypotheses.label_lengths, source) + 1, hypotheses.label_lengths),
             label,
             extra,
