@@ -15,7 +15,15 @@ from jax_mbrnnt.arcs import (
     rnnt_arcs,
     tdt_arcs,
 )
-from jax_mbrnnt.decoding import GreedyDecoding, greedy_decode
+from jax_mbrnnt.decoding import (
+    BeamDecoding,
+    GreedyDecoding,
+    LanguageModel,
+    NGram,
+    beam_decode,
+    greedy_decode,
+    read_arpa,
+)
 from jax_mbrnnt.lattice import arc_posteriors, lattice_loss
 from jax_mbrnnt.transducers import (
     TDT,
@@ -35,16 +43,21 @@ __all__ = [
     "NOTHING",
     "TDT",
     "Arc",
+    "BeamDecoding",
     "Emission",
     "GreedyDecoding",
+    "LanguageModel",
     "MultiblankRNNT",
+    "NGram",
     "Transducer",
     "arc_posteriors",
+    "beam_decode",
     "greedy_decode",
     "lattice_loss",
     "multiblank_arcs",
     "multiblank_rnnt_joint_loss",
     "multiblank_rnnt_loss",
+    "read_arpa",
     "rnnt_arcs",
     "rnnt_loss",
     "tdt_arcs",

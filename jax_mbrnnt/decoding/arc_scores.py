@@ -93,7 +93,7 @@ def _normalizer(head: jax.Array) -> tuple[jax.Array, jax.Array]:
 def best_labels(
     logits: jax.Array, count: int, worth: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """The `count` largest of the labels' logits `[R, V]` and their labels, -inf where there is none.
+    """The `count` largest of the labels' logits `[R, V]`, and their labels; -inf where is none.
 
     One after the other, and only so long as `worth(largest logit [R])` holds for any row: where a
     blank is certain, which is most of the time, none is. On a CPU that is a tenth of what sorting

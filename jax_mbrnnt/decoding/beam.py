@@ -35,7 +35,6 @@ from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
     PyTree,
-    at,
     check_functions,
     lengths_in_range,
     select,

@@ -70,7 +70,9 @@ class History(NamedTuple):
             emitted: Emissions = take(nodes, node)
             log_prob = jnp.take_along_axis(emitted.log_probs, arc[..., None], -1)[..., 0]
             new = (emitted.labels, emitted.frames, durations[arc], log_prob)
-            put = [lax.dynamic_update_index_in_dim(x, y, i, 0) for x, y in zip(found, new)]
+            put = [
+                lax.dynamic_update_index_in_dim(x, y, i, 0) for x, y in zip(found, new, strict=True)
+            ]
             return i + 1, jnp.where(end < 0, -1, emitted.parents), Labelling(*put)
 
         def unfinished(carry: tuple) -> jax.Array:
@@ -90,5 +92,8 @@ class History(NamedTuple):
             return jnp.where(inside, x, jnp.asarray(padding, x.dtype))
 
         return Labelling(
-            *(forwards(x, padding) for x, padding in zip(backwards, (-1, -1, -1, 0.0)))
+            forwards(backwards.labels, -1),
+            forwards(backwards.frames, -1),
+            forwards(backwards.durations, -1),
+            forwards(backwards.log_probs, 0.0),
         )

@@ -170,11 +170,10 @@ def extend(
 ) -> Extended:
     """Adds what labels bring: to hypotheses of the beam that end in them, and new hypotheses.
 
-    Args:
-      stay: the alignments `[B, K, J+1]` that take no label now, among them those that took a blank.
-      here: the alignments `[B, K]` at n; -inf for those without.
-      frames, frames_left: `[B, K]` the frame of `here`, and how many there are from it on.
-      first_node: `[B, 1]` the node of the history that the first hypothesis's label will be.
+    `stay` are the alignments `[B, K, J+1]` that take no label now, among them those that took a
+    blank; `here` those at n, `[B, K]`, -inf where there is none; `frames` `[B, K]` their frames,
+    and `frames_left` how many there are from these on. The label of place k becomes node
+    `first_node + k` of the history; `first_node` is `[B, 1]`.
     """
     batch, beam, columns = stay.sums.shape
     count = labels.labels.shape[-1]
