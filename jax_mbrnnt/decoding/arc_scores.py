@@ -35,10 +35,20 @@ class Row(NamedTuple):
 class ArcScores:
     """How a transducer reads its rows of scores, for every label at once."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, max_duration: int | None = None):
         reads = plan.emission.reads
-        of_label = [i for i, arc in enumerate(plan.arcs) if arc.emits]
-        of_blank = [i for i, arc in enumerate(plan.arcs) if not arc.emits]
+        short = [
+            i
+            for i, arc in enumerate(plan.arcs)
+            if max_duration is None or arc.duration <= max_duration
+        ]
+        of_label = [i for i in short if plan.arcs[i].emits]
+        of_blank = [i for i in short if not plan.arcs[i].emits]
+        if not of_blank:
+            raise ValueError(
+                "max_duration: expected at least the duration of a blank, without which nothing "
+                f"ends, got {max_duration} for {plan.arcs}"
+            )
         for i, of_arc in enumerate(reads):
             if (of_arc[0] == NEXT_LABEL) != plan.arcs[i].emits:
                 raise ValueError(

@@ -6,6 +6,7 @@ carries its labels along: they are read from the last to the first when the sear
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -37,8 +38,9 @@ class History(NamedTuple):
 
         return cls(Emissions(*(stack(x) for x in like)))
 
-    def write(self, n: jax.Array, emissions: Emissions) -> History:
-        """`emissions` `[B, K]` at `n` `[B]`."""
+    def write(self, n: jax.Array, goes_on: jax.Array, emissions: Emissions) -> History:
+        """`emissions` `[B, K]` at `n` `[B]`, of the utterances that go on."""
+        n = jnp.where(goes_on, n, self.emissions.labels.shape[1])  # outside nothing is written
 
         def put(row: jax.Array, i: jax.Array, x: jax.Array) -> jax.Array:
             return row.at[i].set(x, mode="drop")
@@ -53,7 +55,11 @@ class History(NamedTuple):
         )
 
     def read(
-        self, ends: jax.Array, label_lengths: jax.Array, durations: jax.Array, max_labels: int
+        self,
+        ends: jax.Array,
+        label_lengths: jax.Array,
+        durations: Sequence[int],
+        max_labels: int,
     ) -> Labelling:
         """The labels that lead to `ends` `[B, K]`, each `node * arcs + arc`."""
         batch, beam = ends.shape
@@ -62,6 +68,7 @@ class History(NamedTuple):
             nothing = jnp.full((batch, beam, max_labels), -1, jnp.int32)
             return Labelling(nothing, nothing, nothing, jnp.zeros(nothing.shape, jnp.float32))
 
+        of_arc = jnp.asarray(durations, jnp.int32)
         nodes = Emissions(*(x.reshape(batch, -1, *x.shape[3:]) for x in self.emissions))
 
         def step(carry: tuple) -> tuple:
@@ -69,7 +76,7 @@ class History(NamedTuple):
             node, arc = end // num_arcs, end % num_arcs
             emitted: Emissions = take(nodes, node)
             log_prob = jnp.take_along_axis(emitted.log_probs, arc[..., None], -1)[..., 0]
-            new = (emitted.labels, emitted.frames, durations[arc], log_prob)
+            new = (emitted.labels, emitted.frames, of_arc[arc], log_prob)
             put = [
                 lax.dynamic_update_index_in_dim(x, y, i, 0) for x, y in zip(found, new, strict=True)
             ]

@@ -20,8 +20,6 @@ import numpy as np
 from jax import lax
 from jax.nn import logsumexp
 
-from jax_mbrnnt.decoding.search import PyTree
-
 # Odd multipliers of the two hashes of a sequence of labels; any with well-mixed bits would do.
 _MULTIPLIERS = np.array([0x9E3779B1, 0x85EBCA6B], np.uint32)
 
@@ -42,14 +40,6 @@ class Hypotheses(NamedTuple):
     label_lengths: jax.Array  # [B, K]
     last_labels: jax.Array  # [B, K]
     extras: jax.Array  # [B, K] float32, what the language model and the bonus add to the score
-
-
-class Networks(NamedTuple):
-    """Of every hypothesis, what the prediction network and the language model know of it."""
-
-    prediction: PyTree  # of [B, K, ...]
-    state: PyTree  # of [B, K, ...]
-    language: PyTree  # of [B, K, ...]
 
 
 class Labels(NamedTuple):
