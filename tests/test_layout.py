@@ -34,7 +34,7 @@ MODULES: dict[str, set[str]] = {
         *("_checks", "_chunks", "_joint_loss", "_loss", "_numbers", "_stages", "arcs"),
     },
     "transducers": {"arcs"},  # one file a transducer: it names no stage and no loss
-    "decoding": {"_checks", "_program", "_stages", "arcs", "transducers"},
+    "decoding": {"_checks", "_mesh", "_program", "_stages", "arcs", "transducers"},
     "__init__": {"arcs", "decoding", "lattice", "transducers"},
 }
 KNOW_NO_JAX = {"arcs", "transducers"}

@@ -1,8 +1,7 @@
-"""The log-probability of every arc out of a node, and the labels worth following, from its row."""
+"""The log-probability of every arc out of a node, from its row of scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_mbrnnt._mesh import zeros_like
 from jax_mbrnnt._stages import Plan
 from jax_mbrnnt.arcs import NEXT_LABEL, NOTHING
 
@@ -98,40 +96,3 @@ def _normalizer(head: jax.Array) -> tuple[jax.Array, jax.Array]:
     largest = jnp.where(jnp.isneginf(largest), 0.0, largest)
     log_sum = jnp.log(jnp.sum(jnp.exp(head - largest[:, None]), axis=1))
     return largest, jnp.where(jnp.isneginf(log_sum), 0.0, log_sum)  # a row without any exit
-
-
-def best_labels(
-    logits: jax.Array, count: int, worth: Callable[[jax.Array], jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    """The `count` largest of the labels' logits `[R, V]`, and their labels; -inf where is none.
-
-    One after the other, and only so long as `worth(largest logit [R])` holds for any row: where a
-    blank is certain, which is most of the time, none is. On a CPU that is a tenth of what sorting
-    costs. A row that holds a NaN may come out in any way.
-    """
-    classes = jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
-
-    def unfinished(found: tuple[jax.Array, ...]) -> jax.Array:
-        i, _, largest, *_ = found
-        return (i < count) & jnp.any(worth(largest))
-
-    def take(found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        i, left, largest, values, labels = found
-        # Not argmax, which XLA's CPU backend does not vectorise.
-        first = jnp.where(left == largest[:, None], classes, logits.shape[1])
-        label = jnp.minimum(jnp.min(first, axis=1), logits.shape[1] - 1)
-        here = jnp.arange(count)[None] == i
-        left = jnp.where(classes == label[:, None], -jnp.inf, left)
-        return (
-            i + 1,
-            left,
-            jnp.max(left, axis=1),
-            jnp.where(here, largest[:, None], values),
-            jnp.where(here, label[:, None], labels),
-        )
-
-    shape = (logits.shape[0], count)
-    none = jnp.broadcast_to(zeros_like(logits[:, :1]) - jnp.inf, shape)
-    no_label = jnp.broadcast_to(zeros_like(logits[:, :1], jnp.int32), shape)
-    found = (jnp.int32(0), logits, jnp.max(logits, axis=1), none, no_label)
-    return lax.while_loop(unfinished, take, found)[3:]

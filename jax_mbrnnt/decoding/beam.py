@@ -24,6 +24,7 @@ from jax_mbrnnt.arcs import as_integer
 from jax_mbrnnt.decoding.arc_scores import ArcScores
 from jax_mbrnnt.decoding.hypotheses import take
 from jax_mbrnnt.decoding.language_model import LanguageModel
+from jax_mbrnnt.decoding.largest import largest
 from jax_mbrnnt.decoding.looks import Looks, flat
 from jax_mbrnnt.decoding.search import (
     Joint,
@@ -231,12 +232,11 @@ def _at_least(least: int, name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any, least: float | None = None) -> jax.Array:
-    number = jnp.asarray(value)
-    if number.ndim or not jnp.issubdtype(number.dtype, jnp.number):
+    if not isinstance(value, int | float | jax.Array | np.ndarray | np.generic) or np.ndim(value):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if least is not None and not isinstance(number, jax.core.Tracer) and not number >= least:
+    if least is not None and not isinstance(value, jax.core.Tracer) and not value >= least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
-    return number.astype(jnp.float32)
+    return jnp.asarray(value, jnp.float32)
 
 
 def _search(
@@ -282,8 +282,8 @@ def _found(looks: Looks, search: Search) -> BeamDecoding:
         at_end = looks.model.end(select(search.is_behind.reshape(-1), last, language))
         scores += looks.weight * at_end.astype(jnp.float32).reshape(scores.shape)
     scores = jnp.where(sums > -jnp.inf, scores, -jnp.inf)
-    scores, order = lax.top_k(scores, scores.shape[1])
     is_sound = search.is_sound[:, None] & ~jnp.any(jnp.isnan(scores), axis=1, keepdims=True)
+    scores, order = largest(scores, scores.shape[1], lambda score: score > -jnp.inf)
     is_there = is_sound & (scores > -jnp.inf)
     log_probs, ends, lengths = take((sums, ends, known.label_lengths), order)
     lengths = jnp.where(is_there, lengths, 0)
@@ -296,7 +296,7 @@ def _found(looks: Looks, search: Search) -> BeamDecoding:
         frames=frames,
         durations=durations,
         label_log_probs=label_log_probs,
-        log_probs=jnp.where(is_sound, log_probs, jnp.nan),
+        log_probs=jnp.where(is_sound, jnp.where(is_there, log_probs, -jnp.inf), jnp.nan),
         scores=jnp.where(is_sound, scores, jnp.nan),
         joint_evaluations=search.joint_evaluations,
         joint_rows=search.joint_rows,

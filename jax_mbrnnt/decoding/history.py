@@ -69,7 +69,9 @@ class History(NamedTuple):
             return Labelling(nothing, nothing, nothing, jnp.zeros(nothing.shape, jnp.float32))
 
         of_arc = jnp.asarray(durations, jnp.int32)
-        nodes = Emissions(*(x.reshape(batch, -1, *x.shape[3:]) for x in self.emissions))
+        nodes = Emissions(
+            *(x.reshape(batch, x.shape[1] * beam, *x.shape[3:]) for x in self.emissions)
+        )
 
         def step(carry: tuple) -> tuple:
             i, end, found = carry

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.nn import logsumexp
+
+from jax_mbrnnt.decoding.largest import largest
 
 # Odd multipliers of the two hashes of a sequence of labels; any with well-mixed bits would do.
 _MULTIPLIERS = np.array([0x9E3779B1, 0x85EBCA6B], np.uint32)
@@ -84,7 +85,7 @@ def steps(
     """
     batch, beam, num_arcs = arc_log_probs.shape
     if num_arcs == 0:
-        nothing = jnp.full((batch, beam, columns), -jnp.inf)
+        nothing = jnp.full((batch, beam, columns), -jnp.inf, jnp.float32)
         return nothing, nothing, jnp.zeros(nothing.shape, jnp.int32)
     duration = np.array(durations)[:, None]  # [A, 1]
     ahead = np.arange(columns) == np.where(duration + emits < columns - 1, duration + emits, -1)
@@ -132,7 +133,9 @@ def parents_of(hypotheses: Hypotheses) -> tuple[jax.Array, jax.Array]:
 
 def hash_of(hashes: jax.Array, label: jax.Array) -> jax.Array:
     """Of sequences `[B, K, 2]` with one label more."""
-    mixed = (hashes ^ (label[..., None].astype(jnp.uint32) + 1)) * jnp.asarray(_MULTIPLIERS)
+    mixed = (hashes ^ (label[..., None].astype(jnp.uint32) + 1)) * jnp.asarray(_MULTIPLIERS)[
+        None, None
+    ]
     return mixed ^ (mixed >> 15)
 
 
@@ -176,9 +179,13 @@ def extend(
     grown = jnp.logaddexp(total(stay.sums), take(any_arc, parent) + of_child)
     new = (any_arc + hypotheses.extras)[..., None] + labels.log_probs + labels.extras
     scores = jnp.concatenate([grown + hypotheses.extras, new.reshape(batch, beam * count)], axis=1)
-    best, index = lax.top_k(scores, beam)
-    index = jnp.where(best >= best[:, :1] - threshold, index, -1)  # NaN and -inf - -inf: neither
-    index = jnp.where(jnp.isneginf(best), -1, index).astype(jnp.int32)
+    floor = jnp.max(scores, axis=1) - threshold
+
+    def is_worth(score: jax.Array) -> jax.Array:
+        return (score >= jnp.expand_dims(floor, range(1, score.ndim))) & (score > -jnp.inf)
+
+    best, index = largest(scores, beam, is_worth)
+    index = jnp.where(is_worth(best), index, -1)
 
     # Who stays keeps its place, so that networks are moved for new labels alone.
     place = jnp.arange(beam, dtype=jnp.int32)[None]
@@ -192,16 +199,14 @@ def extend(
 
     source = jnp.where(is_new, chosen // count, place)
     before = jnp.where(is_new, source, parent)
-    flat = labels.labels.reshape(batch, -1)
-    label = jnp.where(is_new, take(flat, chosen), hypotheses.last_labels)
-    log_prob = jnp.where(is_new, take(labels.log_probs.reshape(batch, -1), chosen), of_child)
+    of_new, log_probs, extras = (
+        x.reshape(batch, beam * count) for x in (labels.labels, labels.log_probs, labels.extras)
+    )
+    label = jnp.where(is_new, take(of_new, chosen), hypotheses.last_labels)
+    log_prob = jnp.where(is_new, take(log_probs, chosen), of_child)
     log_prob = jnp.where(stays | is_new, log_prob, -jnp.inf)
-    extra = hypotheses.extras + jnp.where(
-        is_new,
-        take(hypotheses.extras, source)
-        - hypotheses.extras
-        + take(labels.extras.reshape(batch, -1), chosen),
-        0.0,
+    extra = jnp.where(
+        is_new, take(hypotheses.extras, source) + take(extras, chosen), hypotheses.extras
     )
 
     # What each gets of its parent at n, and as which node of the history.
@@ -249,7 +254,7 @@ def advance(
     drops = sums < floor[..., None]
     # A hypothesis that has come to the end is dropped as a whole or not at all.
     columns = sums.shape[-1]
-    is_last = jnp.arange(columns)[None, None] == columns - 1
+    is_last = jnp.arange(columns, dtype=jnp.int32)[None, None] == columns - 1
     drops = jnp.where(is_last, (total(sums) < floor)[..., None], drops)
     alignments = none_where(drops, alignments)
 

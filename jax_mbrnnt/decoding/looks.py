@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jax_mbrnnt._mesh import zeros_like
-from jax_mbrnnt.decoding.arc_scores import ArcScores, best_labels
+from jax_mbrnnt.decoding.arc_scores import ArcScores
 from jax_mbrnnt.decoding.hypotheses import Hypotheses, parents_of, take, total
 from jax_mbrnnt.decoding.language_model import LanguageModel
+from jax_mbrnnt.decoding.largest import largest
 from jax_mbrnnt.decoding.search import Joint, Predict, PyTree
 
 
@@ -179,7 +180,7 @@ class Looks(NamedTuple):
             score = jnp.expand_dims(here + gain, axes) + row.of_logit(logit)
             return (score >= jnp.expand_dims(floor, axes)) & (score > -jnp.inf)
 
-        values, labels = best_labels(logits, self.candidates, is_worth)
+        values, labels = largest(logits, self.candidates, is_worth)
         of_children = jnp.take_along_axis(row.logits, jnp.maximum(children, 0), axis=1)
         found = Rows(
             label_arcs,

@@ -86,12 +86,12 @@ class Turns(NamedTuple):
             return varying
 
         of_each = spread(zeros)
-        is_first = jnp.arange(beam)[None] == 0
+        is_first = jnp.arange(beam, dtype=jnp.int32)[None] == 0
         # An utterance without frames is at its end.
         column = jnp.where(self.looks.lengths > 0, 0, self.columns - 1)
-        is_there = jnp.arange(self.columns)[None] == column[:, None]
+        is_there = jnp.arange(self.columns, dtype=jnp.int32)[None] == column[:, None]
         is_there = is_there[:, None] & (is_first & in_range[:, None])[..., None]
-        sums = jnp.where(is_there, 0.0, -jnp.inf).astype(jnp.float32) + of_each[..., None]
+        sums = jnp.where(is_there, 0.0, -jnp.inf) + of_each.astype(jnp.float32)[..., None]
         hashes = jnp.stack([of_each, of_each], axis=-1).astype(jnp.uint32)
         rows = Rows.nothing(of_each, scores, self.looks.candidates)
         emissions = Emissions(of_each, of_each, of_each, jnp.zeros_like(rows.label_arcs))
@@ -162,7 +162,7 @@ class Turns(NamedTuple):
         sums, bests, _ = hyp.steps(
             rows.blank_arcs, looks.scores.blank_durations, False, frames_left, self.columns
         )
-        is_first = jnp.arange(self.columns)[None, None] == 0
+        is_first = jnp.arange(self.columns, dtype=jnp.int32)[None, None] == 0
         stay = hyp.add(
             hyp.none_where(is_first & is_here[..., None], search.alignments),
             Alignments(
