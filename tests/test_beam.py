@@ -179,7 +179,7 @@ def test_a_beam_of_one_beside_greedy() -> None:
     greedy = decode(model)
     found = beam_search(model, beam=1, traced={"threshold": math.inf})
     sure = np.flatnonzero(found.log_probs[:, 0] > math.log(0.5))
-    assert len(sure) >= 3
+    assert len(sure) >= 2
     for b in sure:
         count = int(greedy.label_lengths[b])
         assert found.label_lengths[b, 0] == count

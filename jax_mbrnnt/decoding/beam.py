@@ -187,9 +187,8 @@ def beam_decode(
     encoded = _checks.as_array(encoded)
     alone = encoded.ndim == 2
     if alone:
-        encoded, initial_state = jax.tree.map(
-            lambda x: _checks.as_array(x)[None], (encoded, initial_state)
-        )
+        encoded = encoded[None]
+        initial_state = jax.tree.map(lambda x: _checks.as_array(x)[None], initial_state)
     if encoded.ndim < 3:
         raise ValueError(
             f"encoded: expected shape [B, T, H...], or [T, H] of one utterance, got {encoded.shape}"
@@ -234,7 +233,8 @@ def _at_least(least: int, name: str, value: Any) -> int:
 def _number(name: str, value: Any, least: float | None = None) -> jax.Array:
     if not isinstance(value, int | float | jax.Array | np.ndarray | np.generic) or np.ndim(value):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if least is not None and not isinstance(value, jax.core.Tracer) and not value >= least:
+    is_known = not isinstance(value, jax.core.Tracer)
+    if least is not None and is_known and not float(value) >= least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
     return jnp.asarray(value, jnp.float32)
 

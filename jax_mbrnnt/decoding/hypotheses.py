@@ -87,14 +87,12 @@ def steps(
     if num_arcs == 0:
         nothing = jnp.full((batch, beam, columns), -jnp.inf, jnp.float32)
         return nothing, nothing, jnp.zeros(nothing.shape, jnp.int32)
-    duration = np.array(durations)[:, None]  # [A, 1]
-    ahead = np.arange(columns) == np.where(duration + emits < columns - 1, duration + emits, -1)
-    last = np.broadcast_to(~np.array(emits) & (np.arange(columns) == columns - 1), ahead.shape)
-    left = frames_left[..., None, None]
-    duration = jnp.asarray(duration, jnp.int32)[None, None]
-    leads = (jnp.asarray(ahead)[None, None] & (duration < left)) | (
-        jnp.asarray(last)[None, None] & (duration == left)
-    )
+    duration, column = np.array(durations)[:, None], np.arange(columns)
+    ahead = (column == duration + emits) & (column < columns - 1)  # [A, J+1], static
+    last = np.broadcast_to((column == columns - 1) & (not emits), ahead.shape)
+    left, takes = frames_left[..., None, None], jnp.asarray(duration, jnp.int32)[None, None]
+    leads = jnp.asarray(ahead)[None, None] & (takes < left)
+    leads |= jnp.asarray(last)[None, None] & (takes == left)
     by_column = jnp.where(leads, arc_log_probs[..., None], -jnp.inf)
     return (
         logsumexp(by_column, axis=2),

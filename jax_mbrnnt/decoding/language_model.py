@@ -294,7 +294,8 @@ def _parse(file: str | os.PathLike[str] | Iterable[str]) -> Iterator[_Grams]:
         with io.TextIOWrapper(_open(file), encoding="utf-8") as lines:
             yield from _parse(lines)
         return
-    order, grams, in_data, ended = 0, {}, False, False
+    grams: _Grams = {}
+    order, in_data, ended = 0, False, False
     for number, line in enumerate(file, 1):
         line = line.strip(" \t\r\n")  # words may be of other white space
         if not line:

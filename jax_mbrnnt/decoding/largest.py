@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,11 @@ def largest(
     """
     place = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
 
-    def unfinished(found: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(found: Any) -> jax.Array:
         i, _, most, *_ = found
         return (i < count) & jnp.any(is_worth(most))
 
-    def take(found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def take(found: Any) -> Any:
         i, left, most, values, index = found
         # Not argmax, which XLA's CPU backend does not vectorise.
         first = jnp.min(jnp.where(left == most[:, None], place, scores.shape[1] - 1), axis=1)

@@ -62,8 +62,8 @@ class Some(NamedTuple):
     """At most `width` hypotheses of every utterance."""
 
     which: jax.Array  # [B, K], which they are
-    index: jax.Array | None  # [B, width], where they stand; None if all may be
-    rank: jax.Array  # [B, K], the place of each of them in `index`
+    places: jax.Array | None  # [B, width], where they stand; None if all may be
+    rank: jax.Array  # [B, K], where each of them stands in `places`
 
     @classmethod
     def first_of(cls, which: jax.Array, width: int) -> Some:
@@ -80,11 +80,11 @@ class Some(NamedTuple):
 
     def of(self, tree: Any) -> Any:
         """Theirs of the arrays `[B, K, ...]`, `[B, width, ...]`."""
-        return tree if self.index is None else take(tree, self.index)
+        return tree if self.places is None else take(tree, self.places)
 
     def put(self, new: Any, old: Any) -> Any:
         """`old` `[B, K, ...]`, and `new` `[B, width, ...]` in their places."""
-        if self.index is not None and self.index.shape[1] > 1:  # else it is one for all places
+        if self.places is not None and self.places.shape[1] > 1:  # else it is one for all places
             new = take(new, self.rank)
 
         def where(new: jax.Array, old: jax.Array) -> jax.Array:
