@@ -36,7 +36,7 @@ MODULES: dict[str, set[str]] = {
         *("alignment", "arcs"),
     },
     "transducers": {"arcs"},  # one file a transducer: it names no stage and no loss
-    "decoding": {"_checks", "_program", "_stages", "arcs", "transducers"},
+    "decoding": {"_checks", "_mesh", "_program", "_stages", "arcs", "transducers"},
     "__init__": {"alignment", "arcs", "decoding", "lattice", "transducers"},
 }
 KNOW_NO_JAX = {"arcs", "transducers"}

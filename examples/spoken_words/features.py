@@ -56,7 +56,9 @@ class LogMel:
         ready = range(len(self._frames), self._filter_bank.num_frames_ready)
         self._frames += [self._filter_bank.get_frame(i) for i in ready]
         frames = np.reshape(self._frames, (-1, MEL_BANDS)).astype(np.float32)
-        return (frames - frames.mean(axis=0)) / 3 if len(frames) else frames  # Roughly unit variance.
+        return (
+            (frames - frames.mean(axis=0)) / 3 if len(frames) else frames
+        )  # Roughly unit variance.
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
