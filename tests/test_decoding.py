@@ -210,7 +210,7 @@ def test_predict_sees_no_blank_but_the_start_label(transducer: Transducer) -> No
             start_label=0,
         )
     assert_equal(found, decode(model, start_label=0))
-    assert len(seen) == 1 + max(found.joint_evaluations)
+    assert len(seen) == max(found.prediction_steps)
     assert np.max(seen) < LABELS
 
 
