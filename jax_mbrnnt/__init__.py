@@ -2,8 +2,8 @@
 
 Start with `multiblank_rnnt_loss` (arXiv 2211.03541), `tdt_loss` (arXiv 2304.06795) or
 `rnnt_loss`; `MultiblankRNNT` and `TDT` hold the options of a model and have all the methods,
-`joint_loss` among them, which never makes the logits; `greedy_decode` decodes, and `lattice_loss`
-is the lattice alone.
+`joint_loss` among them, which never makes the logits; `greedy_decode` and `GreedyStream` decode, and
+`lattice_loss` is the lattice alone.
 """
 
 from jax_mbrnnt.arcs import (
@@ -15,7 +15,7 @@ from jax_mbrnnt.arcs import (
     rnnt_arcs,
     tdt_arcs,
 )
-from jax_mbrnnt.decoding import GreedyDecoding, greedy_decode
+from jax_mbrnnt.decoding import GreedyDecoding, GreedyStream, StreamCarry, greedy_decode
 from jax_mbrnnt.lattice import arc_posteriors, lattice_loss
 from jax_mbrnnt.transducers import (
     TDT,
@@ -37,7 +37,9 @@ __all__ = [
     "Arc",
     "Emission",
     "GreedyDecoding",
+    "GreedyStream",
     "MultiblankRNNT",
+    "StreamCarry",
     "Transducer",
     "arc_posteriors",
     "greedy_decode",
