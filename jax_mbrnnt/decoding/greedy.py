@@ -51,6 +51,7 @@ def greedy_decode(
     max_duration: int | None = None,
     window: int | None = None,
     quorum: float | None = None,
+    lanes: int | None = None,
 ) -> GreedyDecoding:
     """Decodes a batch of utterances, at every node along the most probable arc.
 
@@ -150,6 +151,7 @@ def greedy_decode(
         max_duration=max_duration,
         window=window,
         quorum=quorum,
+        lanes=lanes,
     )
     if alone:
         lengths = None if lengths is None else jnp.asarray(lengths)[None]

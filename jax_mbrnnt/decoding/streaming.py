@@ -69,7 +69,7 @@ class GreedyStream:
     Attributes:
       transducer, joint, predict: as in `greedy_decode`.
       initial_state: as there, the prediction network's state before the start label of a stream.
-      start_label, max_symbols_per_frame, max_duration, window, quorum: as there.
+      start_label, max_symbols_per_frame, max_duration, window, quorum, lanes: as there.
       max_labels: room for the labels of one chunk of C frames. If None, `C * max_symbols_per_frame`,
         which is never too little. A slot whose chunk has more leaves the rest of the chunk out, and
         its log-probabilities are NaN from there on.
@@ -106,6 +106,7 @@ class GreedyStream:
     max_duration: int | None = None
     window: int | None = None
     quorum: float | None = None
+    lanes: int | None = None
 
     def init(self, batch: int) -> StreamCarry:
         """The carry of so many streams that begin."""
@@ -209,6 +210,7 @@ class GreedyStream:
             max_duration=self.max_duration,
             window=self.window,
             quorum=self.quorum,
+            lanes=self.lanes,
         )
         true = true_of(chunk)  # as in `greedy_decode`: all has to vary as `chunk` does
         carry = select(true, carry, carry)
