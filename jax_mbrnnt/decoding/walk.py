@@ -27,6 +27,7 @@ from jax import lax
 from jax_mbrnnt.arcs import as_integer
 from jax_mbrnnt.decoding.lanes import Lanes
 from jax_mbrnnt.decoding.result import GreedyDecoding
+from jax_mbrnnt.decoding.rows import check_start_row
 from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
@@ -250,6 +251,7 @@ def make_walk(
         max_duration = at_least(1, "max_duration", max_duration)
     plan = transducer.plan(check_functions(joint, predict, encoded, initial_state))
     start_label = start_label_of(start_label, plan.emission)
+    check_start_row(predict, encoded.shape[0], initial_state, start_label)
     steps = Steps(plan, max_duration)
     batch = encoded.shape[0]
     usual = _usual(batch, jumps=bool((steps.durations > 1).any()))
