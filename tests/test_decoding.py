@@ -340,7 +340,7 @@ def test_masked_classes_are_not_taken(transducer: Transducer) -> None:
     assert_matches(found, [decode_one(model, b) for b in range(3)])
 
 
-@pytest.mark.parametrize("transducer", EACH, ids=name)
+@pytest.mark.parametrize("transducer", [multiblank(), *EACH], ids=name)
 def test_sharded_batch(transducer: Transducer) -> None:
     """The batch stays on its devices; only the question whether anybody is left is collective."""
     model = make_model(15, batch=16, frames=12, transducer=transducer)

@@ -53,7 +53,7 @@ class Lanes(NamedTuple):
             return jax.vmap(cut, out_axes=1)(encoded, first)
 
         def of_lane(utterance: jax.Array, first: jax.Array) -> jax.Array:
-            start = utterance, first, *(0,) * (encoded.ndim - 2)
+            start = utterance, first, *[jnp.zeros_like(first)] * (encoded.ndim - 2)
             return lax.dynamic_slice(encoded, start, (1, size, *encoded.shape[2:]))[0]
 
         return jax.vmap(of_lane, out_axes=1)(self.utterances, first)

@@ -15,6 +15,8 @@ import numpy as np
 
 from jax_mbrnnt.decoding.search import Predict, PyTree
 
+_MOST = 1 << 16  # numbers of an array; more are no labels
+
 
 def check_start_row(predict: Predict, batch: Any, state: PyTree, start: Any) -> None:
     """`ValueError` if `predict` indexes an array out of its bounds by the start label."""
@@ -63,7 +65,11 @@ def _reads_outside(
             shape = eqn.invars[0].aval.shape
             if _is_outside(operands[1], shape, eqn.params):
                 return shape
-        elif eqn.primitive.name in _BY_NUMPY and any(x is not None for x in operands):
+        elif (
+            eqn.primitive.name in _BY_NUMPY
+            and any(x is not None for x in operands)
+            and eqn.outvars[0].aval.size <= _MOST
+        ):
             operands = [
                 np.full(var.aval.shape, np.nan) if x is None else x
                 for var, x in zip(eqn.invars, operands, strict=True)

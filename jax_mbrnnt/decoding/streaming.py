@@ -109,18 +109,24 @@ class GreedyStream:
     lanes: int | None = None
 
     def init(self, batch: int) -> StreamCarry:
-        """The carry of so many streams that begin."""
+        """The carry of so many streams that begin; `ValueError` if the initial state has others."""
+        for x in jax.tree.leaves(self.initial_state):
+            if x.shape[:1] != (batch,):
+                raise ValueError(
+                    "initial_state: expected arrays that begin with the batch dimension "
+                    f"{batch}, got one of shape {x.shape}"
+                )
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
         first = jax.eval_shape(self.predict, labels, self.initial_state)
         prediction, state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-        zeros = jnp.zeros((batch,), jnp.int32)
+        # An array each: one that is there twice cannot be donated.
         return StreamCarry(
             prediction=prediction,
             state=state,
-            ahead=zeros,
-            frames=zeros,
-            log_probs=zeros.astype(jnp.float32),
-            joint_evaluations=zeros,
+            ahead=jnp.zeros((batch,), jnp.int32),
+            frames=jnp.zeros((batch,), jnp.int32),
+            log_probs=jnp.zeros((batch,), jnp.float32),
+            joint_evaluations=jnp.zeros((batch,), jnp.int32),
             is_new=jnp.ones((batch,), bool),
         )
 
