@@ -168,7 +168,10 @@ class Task:
 
         frames = self.case.frames
         chunks = [
-            (jnp.pad(x, ((0, 0), (0, CHUNK - x.shape[1]), (0, 0))), jnp.clip(self.lengths - i, 0, CHUNK))
+            (
+                jnp.pad(x, ((0, 0), (0, CHUNK - x.shape[1]), (0, 0))),
+                jnp.clip(self.lengths - i, 0, CHUNK),
+            )
             for i in range(0, frames, CHUNK)
             for x in [self.encoded[:, i : i + CHUNK]]
         ]

@@ -78,8 +78,14 @@ def put(buffer: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def one_at_a_time(
-    arcs: Arcs, joint: Any, predict: Any, encoded: jax.Array, lengths: jax.Array,
-    initial: Any, start: int, room: int,
+    arcs: Arcs,
+    joint: Any,
+    predict: Any,
+    encoded: jax.Array,
+    lengths: jax.Array,
+    initial: Any,
+    start: int,
+    room: int,
 ) -> Result:
     """`greedy_decode` as it was: a joint and a prediction a turn, each utterance at its own frame.
 
@@ -124,8 +130,14 @@ def _search(turn, zeros, lengths, predict, initial, start, room) -> Result:
 
 
 def frame_by_frame(
-    arcs: Arcs, joint: Any, predict: Any, encoded: jax.Array, lengths: jax.Array,
-    initial: Any, start: int, room: int,
+    arcs: Arcs,
+    joint: Any,
+    predict: Any,
+    encoded: jax.Array,
+    lengths: jax.Array,
+    initial: Any,
+    start: int,
+    room: int,
 ) -> Result:
     """In the manner of NeMo's older batched decoders: the batch is at one frame.
 

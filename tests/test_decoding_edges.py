@@ -224,7 +224,9 @@ def test_wrong_options(option: str) -> None:
 
 
 def test_no_duration_is_short_enough() -> None:
-    with pytest.raises(ValueError, match="max_duration: expected at least 3, the shortest .* got 2"):
+    with pytest.raises(
+        ValueError, match=r"max_duration: expected at least 3, the shortest .* got 2"
+    ):
         decode_concretely(transducer=tdt(3, 4), max_duration=2)
 
 

@@ -111,7 +111,9 @@ def test_any_chunks_are_the_whole(transducer: Transducer, options: dict[str, Any
         at = np.zeros(3, int)
         while (at < 41).any():
             to = np.minimum(at + rng.integers(0, CHUNK + 1, 3), 41)
-            listener.step(model.encoded[b, i:j] for b, (i, j) in enumerate(zip(at, to)))
+            listener.step(
+                model.encoded[b, i:j] for b, (i, j) in enumerate(zip(at, to, strict=True))
+            )
             at = to
         for b in range(3):
             expected = decode_one(model, b, max_symbols_per_frame=4, **start)
@@ -156,9 +158,7 @@ def test_slots_are_reset_by_a_mask(transducer: Transducer) -> None:
     listener, waiting, done = Listener(model, 3), list(range(9)), 0
     slots, at = [waiting.pop(0) for _ in range(3)], [0, 0, 0]
     while done < 9:
-        to = [
-            at[i] if b is None else min(at[i] + CHUNK, lengths[b]) for i, b in enumerate(slots)
-        ]
+        to = [at[i] if b is None else min(at[i] + CHUNK, lengths[b]) for i, b in enumerate(slots)]
         listener.step(
             model.encoded[0, :0] if b is None else model.encoded[b, at[i] : to[i]]
             for i, b in enumerate(slots)
@@ -263,9 +263,7 @@ def test_sharded_streams() -> None:
     last, _ = mapped(carry, split(jnp.asarray(second)))
     expected = [decode_one(model, b) for b in range(8)]
     np.testing.assert_allclose(last.log_probs, [e.log_prob for e in expected], rtol=1e-5)
-    np.testing.assert_array_equal(
-        last.joint_evaluations, [e.joint_evaluations for e in expected]
-    )
+    np.testing.assert_array_equal(last.joint_evaluations, [e.joint_evaluations for e in expected])
 
 
 def test_errors() -> None:

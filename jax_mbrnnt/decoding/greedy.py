@@ -3,8 +3,7 @@
 A big blank, or a predicted duration, says that nothing more is spoken for the next few frames, so
 the joint need not be evaluated there: that is what a multi-blank transducer or a TDT is trained
 for. The saving survives batching only if no utterance waits for another one, so every utterance
-keeps its own place in time here: one iteration of the loop evaluates the joint once for the whole
-batch, each utterance at its own frame.
+keeps its own place in time: `walk` is how.
 
 Nothing in this module knows how the logits are made. The joint and the prediction network are
 functions, and the state of the prediction network is any pytree.
@@ -58,8 +57,9 @@ def greedy_decode(
     An arc moves an utterance on by its duration, beyond the last frame to the end; by none it stays
     at the frame. Each head of the scores decides by its own maximum: of TDT one the token and one
     the duration, where a blank moves by one frame if the duration is 0. Classes that no arc reads
-    together move it by one frame, too, and emit nothing. No utterance waits for another: the joint
-    is evaluated as often as the slowest utterance needs it.
+    together move it by one frame, too, and emit nothing. Each utterance has its own place in time.
+    The joint is evaluated for a `window` of frames at once, and the prediction network where labels
+    were found alone; how the search goes about it changes its cost, not what it finds.
 
     The functions are traced at every call, and called eagerly the search is compiled anew each
     time: decode under your own `jax.jit`, with the parameters as arguments of the jitted function;
@@ -70,10 +70,12 @@ def greedy_decode(
       joint: `(encoded_frame [B, H...], prediction) -> logits [B, V]`, where `encoded_frame` holds
         one frame of every utterance. Unnormalised logits and log-probabilities are both fine.
       predict: `(labels [B] int32, state) -> (prediction, state)`, both pytrees of `[B, ...]`
-        arrays. It is called once with `start_label` and `initial_state`, and then after each
-        evaluation of the joint for the whole batch; utterances that emitted nothing keep their
-        prediction and state (and are passed `start_label`).
-      encoded: `[B, T, H...]`, the output of the encoder.
+        arrays. It is called with `start_label` and `initial_state`, and then for the labels found;
+        utterances that have none keep their prediction and state (and are passed `start_label`).
+        With `lanes`, B is their number in these calls, as in those of `joint`.
+      encoded: `[B, T, H...]`, the output of the encoder. `[T, H]` is one utterance: the length, the
+        initial state and the result are without a batch dimension then, too, while `joint` and
+        `predict` see a batch of one.
       logit_lengths: `[B]` integers, the valid frames of each utterance; all of them if None.
       initial_state: the prediction network's state before `start_label`; `()` if it has none.
       start_label: the label that starts every utterance, a class of the first head; that of the
@@ -83,6 +85,15 @@ def greedy_decode(
         log-probability. Every jump restarts the count.
       max_labels: an utterance ends when it has emitted this many labels. If None,
         `T * max_symbols_per_frame`, which no utterance can exceed.
+      max_duration: classes that arcs of more frames alone read are not taken (big blanks, or
+        durations of a TDT), whatever their scores. Log-probabilities stay those of the model.
+      window: frames for which the joint is evaluated at once. By default as measured to be fastest
+        on the platform, as are the two that follow.
+      quorum: the share, 0 to 1, of the utterances at work that must have found a label before the
+        prediction network runs for them; 0: anyone, 1: all of them, or a lane's each.
+      lanes: of how many utterances a turn takes care, those with the most frames left. Fewer than B
+        exchange utterances between places in the batch: where it is split over devices, all B have
+        a lane by default, and nothing is gathered.
 
     Returns:
       A `GreedyDecoding`.
@@ -90,10 +101,12 @@ def greedy_decode(
     Raises:
       TypeError: `logit_lengths` or an option are not integers, or the logits of `joint` not
         floating-point.
-      ValueError: an argument has a wrong shape or value, or the logits of `joint` are not `[B, V]`.
+      ValueError: an argument has a wrong shape or value, the logits of `joint` are not `[B, V]`, or
+        `predict` reads an array by the start label, and beyond its end.
 
     Source: Xu et al., "Multi-blank Transducers for Speech Recognition", arXiv 2211.03541, and for
-    TDT arXiv 2304.06795, by the rules of NeMo's batched decoders.
+    TDT arXiv 2304.06795, by the rules of NeMo's batched decoders; that only labels need the
+    prediction network, arXiv 2406.06220, and windows of frames, arXiv 2505.13765.
 
     Example:
       A joint that adds two tables, and a prediction network that knows the last label alone:
@@ -117,21 +130,20 @@ def greedy_decode(
       >>> hypothesis = decoding.labels[0, : decoding.label_lengths[0]]
     """
     check_transducer(transducer)
-    encoded = _checks.as_array(encoded)
-    alone = encoded.ndim == 2
+    x = _checks.as_array(encoded)
+    alone = x.ndim == 2
     if alone:
-        encoded, initial_state = jax.tree.map(
-            lambda x: _checks.as_array(x)[None], (encoded, initial_state)
-        )
-    if encoded.ndim < 3:
+        x, initial_state = jax.tree.map(lambda x: _checks.as_array(x)[None], (x, initial_state))
+    if x.ndim < 3:
         raise ValueError(
-            "encoded: expected shape [B, T, H...], or [T, H] of one utterance, got "
-            f"{encoded.shape}"
+            f"encoded: expected shape [B, T, H...], or [T, H] of one utterance, got {x.shape}"
         )
-    batch, frames = encoded.shape[:2]
-    _checks.check_known_sizes("encoded", encoded.shape, encoded.shape[1:])
+    batch, frames = x.shape[:2]
+    _checks.check_known_sizes("encoded", x.shape, x.shape[1:])
     of_each = () if alone else (batch,)
     lengths = _checks.check_lengths("logit_lengths", logit_lengths, of_each, frames)
+    if alone and lengths is not None:
+        lengths = jnp.asarray(lengths)[None]
     if max_labels is None:
         max_labels = frames * at_least(1, "max_symbols_per_frame", max_symbols_per_frame)
     max_labels = at_least(0, "max_labels", max_labels)
@@ -153,9 +165,7 @@ def greedy_decode(
         quorum=quorum,
         lanes=lanes,
     )
-    if alone:
-        lengths = None if lengths is None else jnp.asarray(lengths)[None]
-    found = run(search, encoded, lengths, initial_state)
+    found = run(search, x, lengths, initial_state)
     return jax.tree.map(lambda x: x[0], found) if alone else found
 
 

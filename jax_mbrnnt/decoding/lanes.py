@@ -37,7 +37,7 @@ class Lanes(NamedTuple):
         return x + of_lanes if self.utterances is None else self._at(x).add(of_lanes)
 
     def put(self, buffer: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
-        """Writes each lane's value to its utterance's place in the buffer `[B, size]`, if inside."""
+        """Writes each lane's value to its utterance's place in `[B, size]`, or nowhere."""
         if self.utterances is None:
             return put(buffer, place, value)
         if buffer.size == 0:

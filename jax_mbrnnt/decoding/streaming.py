@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class GreedyStream:
       transducer, joint, predict: as in `greedy_decode`.
       initial_state: as there, the prediction network's state before the start label of a stream.
       start_label, max_symbols_per_frame, max_duration, window, quorum, lanes: as there.
-      max_labels: room for the labels of one chunk of C frames. If None, `C * max_symbols_per_frame`,
+      max_labels: room for the labels of a chunk of C frames. If None, `C * max_symbols_per_frame`,
         which is never too little. A slot whose chunk has more leaves the rest of the chunk out, and
         its log-probabilities are NaN from there on.
 

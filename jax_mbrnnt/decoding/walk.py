@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jax_mbrnnt.arcs import as_integer
@@ -40,7 +41,6 @@ from jax_mbrnnt.decoding.step import Step, Steps
 from jax_mbrnnt.transducers import Transducer
 
 _INT32_MAX = 2**31 - 1
-
 
 
 class Place(NamedTuple):
@@ -167,7 +167,9 @@ class Walk:
             label=lanes.give(place.label, jnp.where(turn.emits, turn.label, label)),
             found=GreedyDecoding(
                 labels=lanes.put(found.labels, room, turn.label),
-                label_lengths=lanes.give(found.label_lengths, counts + turn.emits.astype(jnp.int32)),
+                label_lengths=lanes.give(
+                    found.label_lengths, counts + turn.emits.astype(jnp.int32)
+                ),
                 frames=lanes.put(found.frames, room, at),
                 durations=lanes.put(found.durations, room, turn.duration),
                 log_probs=lanes.give(found.log_probs, turn.log_prob),
@@ -214,7 +216,9 @@ class Walk:
             )
 
         operands = place.label, place.prediction, place.state, place.found.prediction_steps
-        label, prediction, state, steps = lax.cond(enough, predict, lambda operands: operands, operands)
+        label, prediction, state, steps = lax.cond(
+            enough, predict, lambda operands: operands, operands
+        )
         return Place(
             frame=place.frame,
             symbols=place.symbols,
@@ -254,7 +258,9 @@ def make_walk(
     check_start_row(predict, encoded.shape[0], initial_state, start_label)
     steps = Steps(plan, max_duration)
     batch = encoded.shape[0]
-    usual = _usual(batch, jumps=bool((steps.durations > 1).any()))
+    longest = np.inf if max_duration is None else max_duration
+    jumps = bool(((steps.durations > 1) & (steps.durations <= longest)).any())
+    usual = _usual(batch, jumps)
     lanes = usual.lanes if lanes is None else at_least(1, "lanes", lanes)
     if lanes is not None and (not isinstance(batch, int) or lanes >= batch):
         lanes = None
