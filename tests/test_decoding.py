@@ -192,7 +192,7 @@ def test_start_label(transducer: Transducer) -> None:
 @pytest.mark.parametrize("transducer", EACH, ids=name)
 def test_predict_sees_no_blank_but_the_start_label(transducer: Transducer) -> None:
     """An embedding need hold no more than the labels and the start label."""
-    model = make_model(4, batch=4, frames=12, transducer=transducer)
+    model = make_model(4, batch=2, frames=5, transducer=transducer)
     seen: list[np.ndarray] = []
 
     def spy(labels: jax.Array, state: Any) -> tuple[Any, Any]:
@@ -206,7 +206,7 @@ def test_predict_sees_no_blank_but_the_start_label(transducer: Transducer) -> No
             joint,
             spy,
             jnp.asarray(model.encoded),
-            initial_state=initial_state(4),
+            initial_state=initial_state(2),
             start_label=0,
         )
     assert_equal(found, decode(model, start_label=0))

@@ -21,11 +21,17 @@ from plain_search import (
 )
 
 KINDS = [multiblank(), multiblank(2, 4, 8), tdt(0, 1, 2, 3, 4), HAT()]
-WINDOWS = (1, 2, 3, 8)
-WAYS: list[dict[str, Any]] = [
-    *({"window": window, "quorum": quorum} for window in WINDOWS for quorum in (0.0, 1.0)),
-    {"window": 1, "lanes": 1},
-    {"window": 3, "lanes": 3, "quorum": 0.3},
+WAYS: list[tuple[Transducer, dict[str, Any]]] = [
+    (transducer, way)
+    for transducer in KINDS
+    for way in [
+        *({"window": window, "quorum": 0.0} for window in (1, 2, 3, 8)),
+        *({"window": window, "quorum": 1.0} for window in (1, 2, 3, 8)),
+        {"window": 1, "lanes": 1},
+        {"window": 3, "lanes": 3, "quorum": 0.3},
+    ]
+    # Two of the kinds in every way, the others in every other: each is a program.
+    if transducer in KINDS[1:3] or "lanes" in way or (way["window"] % 2 == way["quorum"])
 ]
 LENGTHS = [20, 11, 0, 19, 1]
 
@@ -34,8 +40,9 @@ def way_name(way: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in way.items())
 
 
-@pytest.mark.parametrize("way", WAYS, ids=way_name)
-@pytest.mark.parametrize("transducer", KINDS, ids=name)
+@pytest.mark.parametrize(
+    ("transducer", "way"), WAYS, ids=lambda x: way_name(x) if isinstance(x, dict) else name(x)
+)
 def test_every_way_visits_the_same_nodes(transducer: Transducer, way: dict[str, Any]) -> None:
     for seed in range(3):
         model = make_model(seed, batch=5, frames=20, transducer=transducer)
@@ -124,7 +131,7 @@ def test_lanes_under_vmap_and_shard_map() -> None:
 
 
 @pytest.mark.parametrize("max_duration", [1, 2, 4, 8])
-@pytest.mark.parametrize("transducer", [multiblank(2, 4, 8), tdt(0, 1, 2, 4)], ids=name)
+@pytest.mark.parametrize("transducer", [multiblank(2, 4, 8), tdt(0, 2, 4)], ids=name)
 def test_longer_durations_are_masked(transducer: Transducer, max_duration: int) -> None:
     model = make_model(4, batch=4, frames=30, transducer=transducer)
     expected = [decode_one(model, b, max_duration=max_duration) for b in range(4)]

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks
 from jax_mbrnnt._program import run
-from jax_mbrnnt.decoding.result import GreedyDecoding
+from jax_mbrnnt.decoding.result import GreedyDecoding, nothing_found
 from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
@@ -193,6 +193,6 @@ def _search(
     first = predict(jnp.full_like(zeros, walk.start_label), initial_state)
     prediction, state = select(in_range, first, first)
     log_probs = jnp.where(in_range, 0.0, jnp.nan).astype(jnp.float32)
-    found = GreedyDecoding.nothing(zeros, log_probs, max_labels)
+    found = nothing_found(zeros, log_probs, max_labels)
     found = found._replace(prediction_steps=zeros + 1)
     return walk(encoded, lengths, Place(zeros, zeros, zeros - 1, prediction, state, found)).found

@@ -52,18 +52,18 @@ class GreedyDecoding(NamedTuple):
 
         return of(labels, lengths)
 
-    @classmethod
-    def nothing(cls, zeros: jax.Array, log_probs: jax.Array, max_labels: int) -> GreedyDecoding:
-        """What a search begins with; `zeros` is `[B]` int32."""
-        none = jnp.broadcast_to(zeros[:, None], (*zeros.shape, max_labels))
-        return cls(
-            labels=none - 1,
-            label_lengths=zeros,
-            frames=none - 1,
-            durations=none - 1,
-            log_probs=log_probs,
-            joint_evaluations=zeros,
-            label_log_probs=none.astype(jnp.float32),
-            joint_rows=zeros,
-            prediction_steps=zeros,
-        )
+
+def nothing_found(zeros: jax.Array, log_probs: jax.Array, max_labels: int) -> GreedyDecoding:
+    """What a search begins with; `zeros` is `[B]` int32."""
+    none = jnp.broadcast_to(zeros[:, None], (*zeros.shape, max_labels))
+    return GreedyDecoding(
+        labels=none - 1,
+        label_lengths=zeros,
+        frames=none - 1,
+        durations=none - 1,
+        log_probs=log_probs,
+        joint_evaluations=zeros,
+        label_log_probs=none.astype(jnp.float32),
+        joint_rows=zeros,
+        prediction_steps=zeros,
+    )

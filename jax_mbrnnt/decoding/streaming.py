@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks
 from jax_mbrnnt._program import run
-from jax_mbrnnt.decoding.result import GreedyDecoding
+from jax_mbrnnt.decoding.result import GreedyDecoding, nothing_found
 from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
@@ -66,10 +66,9 @@ class GreedyStream:
     It holds functions and options, no state, and costs nothing to make: make it inside of the
     function that you `jit`, where `joint` and `predict` may close over the parameters.
 
+    Its fields are arguments of `greedy_decode`, and mean the same, but for one.
+
     Attributes:
-      transducer, joint, predict: as in `greedy_decode`.
-      initial_state: as there, the prediction network's state before the start label of a stream.
-      start_label, max_symbols_per_frame, max_duration, window, quorum, lanes: as there.
       max_labels: room for the labels of a chunk of C frames. If None, `C * max_symbols_per_frame`,
         which is never too little. A slot whose chunk has more leaves the rest of the chunk out, and
         its log-probabilities are NaN from there on.
@@ -232,7 +231,7 @@ class GreedyStream:
             is_any_new, begin, lambda carry: [carry.prediction, carry.state], carry
         )
         log_probs = jnp.where(in_range, carry.log_probs, jnp.nan)
-        found = GreedyDecoding.nothing(zeros, log_probs, max_labels)._replace(
+        found = nothing_found(zeros, log_probs, max_labels)._replace(
             joint_evaluations=carry.joint_evaluations,
             prediction_steps=zeros + is_any_new.astype(jnp.int32),
         )
