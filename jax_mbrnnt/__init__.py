@@ -2,8 +2,8 @@
 
 Start with `multiblank_rnnt_loss` (arXiv 2211.03541), `tdt_loss` (arXiv 2304.06795) or
 `rnnt_loss`; `MultiblankRNNT` and `TDT` hold the options of a model and have all the methods,
-`joint_loss` among them, which never makes the logits; `greedy_decode` decodes, and `lattice_loss`
-is the lattice alone.
+`joint_loss` among them, which never makes the logits; `greedy_decode` decodes, `GreedyStream` while
+somebody speaks, and `lattice_loss` is the lattice alone.
 """
 
 from jax_mbrnnt.alignment import Alignment, viterbi_alignment
@@ -19,8 +19,10 @@ from jax_mbrnnt.arcs import (
 from jax_mbrnnt.decoding import (
     BeamDecoding,
     GreedyDecoding,
+    GreedyStream,
     LanguageModel,
     NGram,
+    StreamCarry,
     Word,
     beam_decode,
     ctm_lines,
@@ -54,9 +56,11 @@ __all__ = [
     "BeamDecoding",
     "Emission",
     "GreedyDecoding",
+    "GreedyStream",
     "LanguageModel",
     "MultiblankRNNT",
     "NGram",
+    "StreamCarry",
     "Transducer",
     "Word",
     "arc_posteriors",

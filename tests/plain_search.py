@@ -64,9 +64,11 @@ class Choice(NamedTuple):
     log_prob: float
 
 
-def best(scores: np.ndarray) -> tuple[int, float]:
-    """The most probable class and its log-probability."""
-    v = int(np.argmax(scores))
+def best(scores: np.ndarray, masked: Any = ()) -> tuple[int, float]:
+    """The most probable class but for those masked, and its log-probability among all."""
+    allowed = scores.copy()
+    allowed[list(masked)] = -np.inf
+    v = int(np.argmax(allowed))
     return v, float(scores[v] - np.log(np.sum(np.exp(scores))))
 
 
@@ -78,11 +80,11 @@ def blanks_of(transducer: MultiblankRNNT, classes: int) -> dict[int, int]:
     return {blank: 1} | {(blank - 1 - i if ids is None else ids[i]) % classes: d for i, d in big}
 
 
-def choose(transducer: Any, scores: np.ndarray) -> Choice:
+def choose(transducer: Any, scores: np.ndarray, max_duration: float = np.inf) -> Choice:
     """By the rules of each kind of transducer, from the scores of a node in float64."""
     if isinstance(transducer, MultiblankRNNT):
-        v, log_prob = best(scores)
         blanks = blanks_of(transducer, len(scores))
+        v, log_prob = best(scores, [v for v, d in blanks.items() if d > max_duration])
         return Choice(None, blanks[v], log_prob) if v in blanks else Choice(v, 0, log_prob)
     if isinstance(transducer, HAT):
         emits, log_prob = best(scores[-2:])
@@ -92,7 +94,8 @@ def choose(transducer: Any, scores: np.ndarray) -> Choice:
         return Choice(v, 0, log_prob + of_label)
     tokens = len(scores) - len(transducer.durations)
     v, of_token = best(scores[:tokens])
-    i, of_duration = best(scores[tokens:])
+    too_long = [i for i, d in enumerate(transducer.durations) if d > max_duration]
+    i, of_duration = best(scores[tokens:], too_long)
     duration, log_prob = transducer.durations[i], of_token + of_duration
     if v == transducer.blank_id % tokens:
         return Choice(None, max(duration, 1), log_prob)
@@ -168,7 +171,10 @@ def decode(
 
 @partial(
     jax.jit,
-    static_argnames=("transducer", "start_label", "max_symbols_per_frame", "max_labels"),
+    static_argnames=(
+        *("transducer", "start_label", "max_symbols_per_frame", "max_labels"),
+        *("max_duration", "window", "quorum", "lanes"),
+    ),
 )
 def decode_arrays(
     encoded: jax.Array,
@@ -193,6 +199,7 @@ class Expected(NamedTuple):
     labels: list[int]
     frames: list[int]
     durations: list[int]
+    label_log_probs: list[float]
     log_prob: float
     joint_evaluations: int
 
@@ -204,6 +211,7 @@ def decode_one(
     max_symbols_per_frame: int = 10,
     max_labels: int | None = None,
     start_label: int | None = None,
+    max_duration: float = np.inf,
 ) -> Expected:
     """The same search, one utterance and one arc at a time."""
 
@@ -217,16 +225,18 @@ def decode_one(
     labels: list[int] = []
     frames: list[int] = []
     durations: list[int] = []
+    label_log_probs: list[float] = []
     log_prob, evaluations, frame, symbols = 0.0, 0, 0, 0
     while frame < length and (max_labels is None or len(labels) < max_labels):
         logits = (encoded[frame] + model.predictions[hidden]).astype(np.float64)
         evaluations += 1
-        choice = choose(model.transducer, logits)
+        choice = choose(model.transducer, logits, max_duration)
         log_prob += choice.log_prob
         if choice.label is not None:
             labels.append(choice.label)
             frames.append(frame)
             durations.append(choice.duration)
+            label_log_probs.append(choice.log_prob)
             hidden, cell = advance(choice.label, hidden, cell)
         if choice.duration > 0:
             frame += choice.duration
@@ -236,7 +246,7 @@ def decode_one(
         if symbols == max_symbols_per_frame:
             frame += 1
             symbols = 0
-    return Expected(labels, frames, durations, log_prob, evaluations)
+    return Expected(labels, frames, durations, label_log_probs, log_prob, evaluations)
 
 
 def assert_matches(found: GreedyDecoding, expected: list[Expected]) -> None:
@@ -247,9 +257,18 @@ def assert_matches(found: GreedyDecoding, expected: list[Expected]) -> None:
             row = getattr(found, what)[b]
             np.testing.assert_array_equal(row[: lengths[b]], getattr(e, what))
             np.testing.assert_array_equal(row[lengths[b] :], -1)
+        log_probs = found.label_log_probs[b]
+        np.testing.assert_allclose(log_probs[: lengths[b]], e.label_log_probs, rtol=1e-5)
+        np.testing.assert_array_equal(log_probs[lengths[b] :], 0.0)
     np.testing.assert_array_equal(found.joint_evaluations, [e.joint_evaluations for e in expected])
     np.testing.assert_allclose(found.log_probs, [e.log_prob for e in expected], rtol=1e-5)
 
 
 def assert_equal(one: GreedyDecoding, other: GreedyDecoding) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    """Of what is found. What it cost depends on the others of the batch."""
+    jax.tree.map(np.testing.assert_array_equal, without_costs(one), without_costs(other))
+
+
+def without_costs(found: GreedyDecoding) -> dict[str, Any]:
+    costs = ("joint_rows", "prediction_steps")
+    return {key: x for key, x in found._asdict().items() if key not in costs}

@@ -1,5 +1,6 @@
 """Greedy decoding at its edges: scores that are no numbers, lengths, what the caller got wrong."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,9 +15,12 @@ from plain_search import (
     assert_matches,
     decode,
     decode_one,
+    initial_state,
+    joint,
     make_model,
     multiblank,
     name,
+    predict,
     tdt,
 )
 
@@ -25,14 +29,15 @@ EACH = [multiblank(2, 4), tdt(0, 1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("transducer", EACH, ids=name)
+@pytest.mark.parametrize("how", [{}, {"window": 3, "quorum": 0.0}, {"window": 2, "lanes": 2}])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_inf_end_in_nan_for_their_utterance_alone(
-    bad: float, transducer: Transducer
+    bad: float, how: dict[str, Any], transducer: Transducer
 ) -> None:
     model = make_model(10, batch=4, frames=12, transducer=transducer)
-    clean = decode(model)
+    clean = decode(model, **how)
     model.encoded[1, 0, 2] = bad
-    found = decode(model)
+    found = decode(model, **how)
     assert np.isnan(found.log_probs[1])
     assert found.joint_evaluations[1] <= 12 * 10
     others = np.array([0, 2, 3])
@@ -42,11 +47,12 @@ def test_nan_and_inf_end_in_nan_for_their_utterance_alone(
     )
 
 
+@pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("transducer", EACH, ids=name)
-def test_all_nan_ends(transducer: Transducer) -> None:
+def test_all_nan_ends(transducer: Transducer, window: int) -> None:
     model = make_model(10, batch=2, frames=12, transducer=transducer)
     model.encoded[:] = np.nan
-    found = decode(model, max_symbols_per_frame=2)
+    found = decode(model, max_symbols_per_frame=2, window=window)
     assert np.all(np.isnan(found.log_probs))
     assert np.all(np.asarray(found.joint_evaluations) <= 24)
 
@@ -107,7 +113,7 @@ def test_errors() -> None:
         decode(model, [1, 2, 3])
     with pytest.raises(TypeError, match="logit_lengths: expected an integer dtype, got float32"):
         decode(model, np.ones(2, np.float32))
-    with pytest.raises(ValueError, match=r"encoded: expected shape \[B, T, H...\], got \(2,\)"):
+    with pytest.raises(ValueError, match=r"encoded: .*\[B, T, H...\], or \[T, H\] .*, got \(2,\)"):
         decode(model, encoded=np.ones(2, np.float32))
     with pytest.raises(ValueError, match="max_symbols_per_frame: expected at least 1, got 0"):
         decode(model, max_symbols_per_frame=0)
@@ -172,17 +178,31 @@ def test_errors_in_the_functions() -> None:
         run(jnp.zeros((2, 3)), jnp.zeros((1, 4)))
 
 
-def test_one_utterance_without_a_batch() -> None:
-    with pytest.raises(
-        ValueError, match=r"encoded: expected shape \[B, T, H...\], got \(5, 6\); a "
-    ):
-        decode(make_model(14, batch=2, frames=5), encoded=np.ones((5, 6), np.float32))
+@pytest.mark.parametrize("length", [None, 3])
+def test_one_utterance_without_a_batch(length: int | None) -> None:
+    model = make_model(14, batch=1, frames=5)
+    options = {"joint": joint, "predict": partial(predict, jnp.asarray(model.predictions))}
+    found = greedy_decode(
+        model.transducer,
+        encoded=model.encoded[0],
+        logit_lengths=length,
+        initial_state=jax.tree.map(lambda x: x[0], initial_state(1)),
+        **options,
+    )
+    batch = decode(model, None if length is None else [length])
+    assert_equal(found, GreedyDecoding(*(x[0] for x in batch)))
+    assert found.labels.shape == (50,)
+    assert found.tolist() == batch.tolist()[0] == decode_one(model, 0, length).labels
 
 
 WRONG_OPTIONS: dict[str, tuple[Any, type, str]] = {
     "max_symbols_per_frame": (2.5, TypeError, "expected an integer, got 2.5"),
     "max_labels": (2.5, TypeError, "expected an integer, got 2.5"),
     "start_label": (2.5, TypeError, "expected an integer, got 2.5"),
+    "window": (0, ValueError, "expected at least 1, got 0"),
+    "lanes": (1.5, TypeError, "expected an integer, got 1.5"),
+    "quorum": (1.5, ValueError, r"expected a share in \[0, 1\], got 1.5"),
+    "max_duration": (0, ValueError, "expected at least 1, got 0"),
 }
 
 
@@ -197,10 +217,66 @@ def decode_concretely(transducer: Any = RNNT, **options: Any) -> GreedyDecoding:
 
 
 @pytest.mark.parametrize("option", WRONG_OPTIONS)
-def test_options_of_another_type(option: str) -> None:
+def test_wrong_options(option: str) -> None:
     value, error, message = WRONG_OPTIONS[option]
     with pytest.raises(error, match=f"{option}: {message}"):
         decode_concretely(**{option: value})
+
+
+def test_no_duration_is_short_enough() -> None:
+    with pytest.raises(
+        ValueError, match=r"max_duration: expected at least 3, the shortest .* got 2"
+    ):
+        decode_concretely(transducer=tdt(3, 4), max_duration=2)
+
+
+TABLE = jnp.zeros((4, 6), jnp.float32)  # a row for each label, none for the blank
+RECENT = jnp.zeros((2, 3), jnp.int32)
+
+
+def of_recent(labels: jax.Array, recent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    recent = jnp.concatenate([recent[:, 1:], labels[:, None]], axis=1)
+    return TABLE[recent].sum(axis=1), recent
+
+
+WITHOUT_A_ROW: dict[str, Any] = {
+    "index": lambda labels, state: (TABLE[labels], state),
+    "take": lambda labels, state: (jnp.take(TABLE, labels, axis=0), state),
+    "mapped": lambda labels, state: (jax.vmap(lambda v: TABLE[v])(labels), state),
+    "compiled": jax.jit(lambda labels, state: (TABLE[labels], state)),
+    "shifted": lambda labels, state: (TABLE[jnp.maximum(labels - 1, 0)], state),
+    "context": of_recent,
+}
+WITH_A_ROW: dict[str, Any] = {
+    "start": lambda labels, state: (TABLE[jnp.where(labels == 5, 0, labels)], state),
+    "zeros": lambda labels, state: (TABLE.at[labels].get(mode="fill", fill_value=0), state),
+    "one hot": lambda labels, state: (jax.nn.one_hot(labels, 4, dtype=TABLE.dtype) @ TABLE, state),
+    "unknown": lambda labels, state: (TABLE[state[:, 0]], state),
+}
+
+
+@pytest.mark.parametrize("how", WITHOUT_A_ROW)
+def test_a_prediction_network_without_a_row_for_the_start_label(how: str) -> None:
+    def run(**options: Any) -> GreedyDecoding:
+        functions = (lambda frame, prediction: frame + prediction), WITHOUT_A_ROW[how]
+        encoded = jnp.zeros((2, 5, 6), jnp.float32)
+        return greedy_decode(RNNT, *functions, encoded, initial_state=RECENT, **options)
+
+    with pytest.raises(ValueError, match=r"predict: .* start label, class 5, .*\(4, 6\); name"):
+        run()
+    assert run(start_label=3).labels.shape == (2, 50)
+
+
+@pytest.mark.parametrize("how", WITH_A_ROW)
+def test_a_prediction_network_that_knows_what_to_do_with_the_start_label(how: str) -> None:
+    found = greedy_decode(
+        RNNT,
+        lambda frame, prediction: frame + prediction,
+        WITH_A_ROW[how],
+        jnp.zeros((2, 5, 6), jnp.float32),
+        initial_state=RECENT,
+    )
+    assert not jnp.isnan(found.log_probs).any()
 
 
 @pytest.mark.parametrize("start_label", [-1, 6, 2**40])

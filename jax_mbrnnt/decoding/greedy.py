@@ -3,8 +3,7 @@
 A big blank, or a predicted duration, says that nothing more is spoken for the next few frames, so
 the joint need not be evaluated there: that is what a multi-blank transducer or a TDT is trained
 for. The saving survives batching only if no utterance waits for another one, so every utterance
-keeps its own place in time here: one iteration of the loop evaluates the joint once for the whole
-batch, each utterance at its own frame.
+keeps its own place in time: `walk` is how.
 
 Nothing in this module knows how the logits are made. The joint and the prediction network are
 functions, and the state of the prediction network is any pytree.
@@ -13,65 +12,28 @@ functions, and the state of the prediction network is any pytree.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks
 from jax_mbrnnt._program import run
-from jax_mbrnnt.arcs import as_integer
+from jax_mbrnnt.decoding.result import GreedyDecoding, nothing_found
 from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
     PyTree,
-    at,
-    check_functions,
+    check_transducer,
     lengths_in_range,
-    put,
     select,
-    start_label_of,
+    true_of,
 )
-from jax_mbrnnt.decoding.step import Steps
+from jax_mbrnnt.decoding.walk import Place, at_least, make_walk
 from jax_mbrnnt.transducers import Transducer
 
 _INT32_MAX = 2**31 - 1
-
-
-class GreedyDecoding(NamedTuple):
-    """What `greedy_decode` found.
-
-    Attributes:
-      labels: `[B, max_labels]` int32, the label classes; -1 from `label_lengths` on.
-      label_lengths: `[B]` int32, how many labels were emitted.
-      frames: `[B, max_labels]` int32, the frame at which each label was emitted; -1 as in `labels`.
-      durations: `[B, max_labels]` int32, the frames that each label was said to take, 0 where they
-        take none; -1 as in `labels`.
-      log_probs: `[B]` float32, the sum of the log-probabilities of the arcs taken, without any
-        logit under-normalisation. NaN if a NaN or a +inf was among the logits on the way, or if the
-        utterance's length was out of range.
-      joint_evaluations: `[B]` int32, at how many nodes of its lattice the utterance needed the
-        joint.
-    """
-
-    labels: jax.Array
-    label_lengths: jax.Array
-    frames: jax.Array
-    durations: jax.Array
-    log_probs: jax.Array
-    joint_evaluations: jax.Array
-
-
-class _Place(NamedTuple):
-    """Where each utterance of the batch stands between two evaluations of the joint."""
-
-    frame: jax.Array  # [B]
-    symbols: jax.Array  # [B], labels of no frames at this frame so far
-    prediction: PyTree  # of [B, ...]
-    state: PyTree  # of [B, ...]
-    decoding: GreedyDecoding
 
 
 def greedy_decode(
@@ -85,14 +47,19 @@ def greedy_decode(
     start_label: int | None = None,
     max_symbols_per_frame: int = 10,
     max_labels: int | None = None,
+    max_duration: int | None = None,
+    window: int | None = None,
+    quorum: float | None = None,
+    lanes: int | None = None,
 ) -> GreedyDecoding:
     """Decodes a batch of utterances, at every node along the most probable arc.
 
     An arc moves an utterance on by its duration, beyond the last frame to the end; by none it stays
     at the frame. Each head of the scores decides by its own maximum: of TDT one the token and one
     the duration, where a blank moves by one frame if the duration is 0. Classes that no arc reads
-    together move it by one frame, too, and emit nothing. No utterance waits for another: the joint
-    is evaluated as often as the slowest utterance needs it.
+    together move it by one frame, too, and emit nothing. Each utterance has its own place in time.
+    The joint is evaluated for a `window` of frames at once, and the prediction network where labels
+    were found alone; how the search goes about it changes its cost, not what it finds.
 
     The functions are traced at every call, and called eagerly the search is compiled anew each
     time: decode under your own `jax.jit`, with the parameters as arguments of the jitted function;
@@ -103,10 +70,12 @@ def greedy_decode(
       joint: `(encoded_frame [B, H...], prediction) -> logits [B, V]`, where `encoded_frame` holds
         one frame of every utterance. Unnormalised logits and log-probabilities are both fine.
       predict: `(labels [B] int32, state) -> (prediction, state)`, both pytrees of `[B, ...]`
-        arrays. It is called once with `start_label` and `initial_state`, and then after each
-        evaluation of the joint for the whole batch; utterances that emitted nothing keep their
-        prediction and state (and are passed `start_label`).
-      encoded: `[B, T, H...]`, the output of the encoder.
+        arrays. It is called with `start_label` and `initial_state`, and then for the labels found;
+        utterances that have none keep their prediction and state (and are passed `start_label`).
+        With `lanes`, B is their number in these calls, as in those of `joint`.
+      encoded: `[B, T, H...]`, the output of the encoder. `[T, H]` is one utterance: the length, the
+        initial state and the result are without a batch dimension then, too, while `joint` and
+        `predict` see a batch of one.
       logit_lengths: `[B]` integers, the valid frames of each utterance; all of them if None.
       initial_state: the prediction network's state before `start_label`; `()` if it has none.
       start_label: the label that starts every utterance, a class of the first head; that of the
@@ -116,6 +85,15 @@ def greedy_decode(
         log-probability. Every jump restarts the count.
       max_labels: an utterance ends when it has emitted this many labels. If None,
         `T * max_symbols_per_frame`, which no utterance can exceed.
+      max_duration: classes that arcs of more frames alone read are not taken (big blanks, or
+        durations of a TDT), whatever their scores. Log-probabilities stay those of the model.
+      window: frames for which the joint is evaluated at once. By default as measured to be fastest
+        on the platform, as are the two that follow.
+      quorum: the share, 0 to 1, of the utterances at work that must have found a label before the
+        prediction network runs for them; 0: anyone, 1: all of them, or a lane's each.
+      lanes: of how many utterances a turn takes care, those with the most frames left. Fewer than B
+        exchange utterances between places in the batch: where it is split over devices, all B have
+        a lane by default, and nothing is gathered.
 
     Returns:
       A `GreedyDecoding`.
@@ -123,10 +101,12 @@ def greedy_decode(
     Raises:
       TypeError: `logit_lengths` or an option are not integers, or the logits of `joint` not
         floating-point.
-      ValueError: an argument has a wrong shape or value, or the logits of `joint` are not `[B, V]`.
+      ValueError: an argument has a wrong shape or value, the logits of `joint` are not `[B, V]`, or
+        `predict` reads an array by the start label, and beyond its end.
 
     Source: Xu et al., "Multi-blank Transducers for Speech Recognition", arXiv 2211.03541, and for
-    TDT arXiv 2304.06795, by the rules of NeMo's batched decoders.
+    TDT arXiv 2304.06795, by the rules of NeMo's batched decoders; that only labels need the
+    prediction network, arXiv 2406.06220, and windows of frames, arXiv 2505.13765.
 
     Example:
       A joint that adds two tables, and a prediction network that knows the last label alone:
@@ -149,25 +129,24 @@ def greedy_decode(
       >>> decoding = decode(table, encoded, jnp.array([50, 30]))
       >>> hypothesis = decoding.labels[0, : decoding.label_lengths[0]]
     """
-    if not isinstance(transducer, Transducer):
-        raise TypeError(
-            f"transducer: expected a Transducer, as MultiblankRNNT or TDT are, got {transducer!r}"
+    check_transducer(transducer)
+    x = _checks.as_array(encoded)
+    alone = x.ndim == 2
+    if alone:
+        x, initial_state = jax.tree.map(lambda x: _checks.as_array(x)[None], (x, initial_state))
+    if x.ndim < 3:
+        raise ValueError(
+            f"encoded: expected shape [B, T, H...], or [T, H] of one utterance, got {x.shape}"
         )
-    encoded = _checks.as_array(encoded)
-    if encoded.ndim < 3:
-        hint = "; a batch of one utterance is encoded[None]" if encoded.ndim == 2 else ""
-        raise ValueError(f"encoded: expected shape [B, T, H...], got {encoded.shape}{hint}")
-    batch, frames = encoded.shape[:2]
-    _checks.check_known_sizes("encoded", encoded.shape, encoded.shape[1:])
-    lengths = _checks.check_lengths("logit_lengths", logit_lengths, (batch,), frames)
-    max_symbols_per_frame = as_integer("max_symbols_per_frame", max_symbols_per_frame)
-    if max_symbols_per_frame < 1:
-        raise ValueError(f"max_symbols_per_frame: expected at least 1, got {max_symbols_per_frame}")
+    batch, frames = x.shape[:2]
+    _checks.check_known_sizes("encoded", x.shape, x.shape[1:])
+    of_each = () if alone else (batch,)
+    lengths = _checks.check_lengths("logit_lengths", logit_lengths, of_each, frames)
+    if alone and lengths is not None:
+        lengths = jnp.asarray(lengths)[None]
     if max_labels is None:
-        max_labels = frames * max_symbols_per_frame
-    max_labels = as_integer("max_labels", max_labels)
-    if max_labels < 0:
-        raise ValueError(f"max_labels: expected at least 0, got {max_labels}")
+        max_labels = frames * at_least(1, "max_symbols_per_frame", max_symbols_per_frame)
+    max_labels = at_least(0, "max_labels", max_labels)
     if max_labels > _INT32_MAX:
         raise ValueError(
             f"max_labels: expected at most {_INT32_MAX}, got {max_labels}; by default it is "
@@ -178,11 +157,16 @@ def greedy_decode(
         transducer,
         joint,
         predict,
-        start_label=start_label,
-        max_symbols_per_frame=min(max_symbols_per_frame, _INT32_MAX),
         max_labels=max_labels,
+        start_label=start_label,
+        max_symbols_per_frame=max_symbols_per_frame,
+        max_duration=max_duration,
+        window=window,
+        quorum=quorum,
+        lanes=lanes,
     )
-    return run(search, encoded, lengths, initial_state)
+    found = run(search, x, lengths, initial_state)
+    return jax.tree.map(lambda x: x[0], found) if alone else found
 
 
 def _search(
@@ -193,71 +177,22 @@ def _search(
     lengths: jax.Array | None,
     initial_state: PyTree,
     *,
-    start_label: int | None,
-    max_symbols_per_frame: int,
     max_labels: int,
+    **options: Any,
 ) -> GreedyDecoding:
     batch, frames = encoded.shape[:2]
     lengths, in_range = lengths_in_range(lengths, encoded)
     if frames == 0:  # Nothing is decoded, but the loop still needs a frame to be compiled with.
         encoded = jnp.zeros((batch, 1, *encoded.shape[2:]), encoded.dtype)
-
-    plan = transducer.plan(check_functions(joint, predict, encoded, initial_state))
-    steps = Steps(plan)
-    start = start_label_of(start_label, plan.emission)
-
-    def unfinished(search: _Place) -> jax.Array:
-        return (search.frame < lengths) & (search.decoding.label_lengths < max_labels)
-
-    def advance(search: _Place) -> _Place:
-        active = unfinished(search)
-        found = search.decoding
-        logits = joint(at(encoded, search.frame), search.prediction)
-        step = steps.best(logits)
-
-        emits = active & step.emits
-        symbols = jnp.where(emits & (step.duration == 0), search.symbols + 1, 0)
-        is_full = symbols == max_symbols_per_frame
-        jump = jnp.where(is_full, 1, step.duration)
-
-        # Outside the buffer nothing is written: that is where the others put what they have.
-        place = jnp.where(emits, found.label_lengths, max_labels)
-        prediction, state = predict(jnp.where(emits, step.label, start), search.state)
-        return _Place(
-            # To the end at most: a sum of any two numbers of frames might overflow.
-            frame=search.frame + jnp.where(active, jnp.minimum(jump, lengths - search.frame), 0),
-            symbols=jnp.where(is_full, 0, symbols),
-            prediction=select(emits, prediction, search.prediction),
-            state=select(emits, state, search.state),
-            decoding=GreedyDecoding(
-                labels=put(found.labels, place, step.label),
-                label_lengths=found.label_lengths + emits.astype(jnp.int32),
-                frames=put(found.frames, place, search.frame),
-                durations=put(found.durations, place, step.duration),
-                log_probs=found.log_probs + jnp.where(active, step.log_prob, 0.0),
-                joint_evaluations=found.joint_evaluations + active.astype(jnp.int32),
-            ),
-        )
+    walk = make_walk(transducer, joint, predict, encoded, initial_state, **options)
 
     # Under `shard_map` the loop's state has to vary over the mesh from the start, as its results
     # do. Hence all of it is selected, between equal values, by something made of `encoded`.
-    true = jnp.all(encoded[:, :0] == 0, axis=tuple(range(1, encoded.ndim)))  # All of nothing.
-    in_range &= true
+    in_range &= true_of(encoded)
     zeros = jnp.where(in_range, 0, 0).astype(jnp.int32)
-    prediction, state = predict(jnp.full_like(zeros, start), initial_state)
-    nothing = jnp.broadcast_to(zeros[:, None] - 1, (batch, max_labels))
-    search = _Place(
-        frame=zeros,
-        symbols=zeros,
-        prediction=select(in_range, prediction, prediction),
-        state=select(in_range, state, state),
-        decoding=GreedyDecoding(
-            labels=nothing,
-            label_lengths=zeros,
-            frames=nothing,
-            durations=nothing,
-            log_probs=jnp.where(in_range, 0.0, jnp.nan).astype(jnp.float32),
-            joint_evaluations=zeros,
-        ),
-    )
-    return lax.while_loop(lambda search: jnp.any(unfinished(search)), advance, search).decoding
+    first = predict(jnp.full_like(zeros, walk.start_label), initial_state)
+    prediction, state = select(in_range, first, first)
+    log_probs = jnp.where(in_range, 0.0, jnp.nan).astype(jnp.float32)
+    found = nothing_found(zeros, log_probs, max_labels)
+    found = found._replace(prediction_steps=zeros + 1)
+    return walk(encoded, lengths, Place(zeros, zeros, zeros - 1, prediction, state, found)).found

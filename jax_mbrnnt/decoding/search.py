@@ -12,10 +12,24 @@ from jax import lax
 
 from jax_mbrnnt import _checks
 from jax_mbrnnt.arcs import Emission, as_integer
+from jax_mbrnnt.transducers import Transducer
 
 PyTree = Any
 Joint = Callable[[jax.Array, PyTree], jax.Array]
 Predict = Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
+
+
+def check_transducer(transducer: Any) -> None:
+    if not isinstance(transducer, Transducer):
+        raise TypeError(
+            f"transducer: expected a Transducer, as MultiblankRNNT or TDT are, got {transducer!r}"
+        )
+
+
+def true_of(encoded: jax.Array) -> jax.Array:
+    """`[B]`, true, and varying and sharded as `encoded` is."""
+    true: jax.Array = jnp.all(encoded[:, :0] == 0, axis=tuple(range(1, encoded.ndim)))
+    return true  # all of nothing
 
 
 def lengths_in_range(lengths: jax.Array | None, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:

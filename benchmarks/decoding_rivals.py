@@ -1,0 +1,177 @@
+"""Other ways to search greedily, in JAX: what `decoding.py` compares with.
+
+All take `joint` and `predict` as `greedy_decode` does, and one head of scores alone, or two as a
+`TDT` has: `arcs_of` says what a row stands for.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jax_mbrnnt import Transducer
+
+
+class Result(NamedTuple):
+    """What `decoding.py` looks at, of any search."""
+
+    labels: jax.Array
+    label_lengths: jax.Array
+    frames: jax.Array
+    log_probs: jax.Array
+    joint_evaluations: jax.Array
+    joint_rows: jax.Array
+    prediction_steps: jax.Array
+
+
+Arcs = Callable[[jax.Array], tuple[jax.Array, ...]]
+
+
+def arcs_of(transducer: Transducer, scores: int) -> Arcs:
+    """Of rows `[B, V]`: the label, whether it is one, the duration, the log-probability."""
+    emission = transducer.emission(scores)
+    tokens = emission.heads[0]
+    durations = np.zeros(tokens, np.int32)
+    if len(emission.heads) == 1:
+        for arc, (v,) in zip(transducer.arcs, emission.reads, strict=True):
+            if v >= 0:
+                durations[v] = arc.duration
+
+        def multiblank(logits: jax.Array) -> tuple[jax.Array, ...]:
+            label = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            duration = jnp.asarray(durations)[label]
+            return label, duration == 0, duration, highest(logits)
+
+        return multiblank
+
+    (blank,) = emission.blanks
+    of_class = np.zeros(emission.heads[1], np.int32)
+    for arc, (_, v) in zip(transducer.arcs, emission.reads, strict=True):
+        of_class[v] = arc.duration
+
+    def tdt(logits: jax.Array) -> tuple[jax.Array, ...]:
+        label = jnp.argmax(logits[:, :tokens], axis=-1).astype(jnp.int32)
+        duration = jnp.asarray(of_class)[jnp.argmax(logits[:, tokens:], axis=-1)]
+        emits = label != blank
+        duration = jnp.where(emits, duration, jnp.maximum(duration, 1))
+        return label, emits, duration, highest(logits[:, :tokens]) + highest(logits[:, tokens:])
+
+    return tdt
+
+
+def highest(logits: jax.Array) -> jax.Array:
+    """The largest log-probability `[B]`."""
+    return jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def select(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(
+        lambda x, y: jnp.where(jnp.expand_dims(condition, range(1, x.ndim)), x, y), new, old
+    )
+
+
+def put(buffer: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
+    return jax.vmap(lambda row, i, x: row.at[i].set(x, mode="drop"))(buffer, place, value)
+
+
+def one_at_a_time(
+    arcs: Arcs,
+    joint: Any,
+    predict: Any,
+    encoded: jax.Array,
+    lengths: jax.Array,
+    initial: Any,
+    start: int,
+    room: int,
+) -> Result:
+    """`greedy_decode` as it was: a joint and a prediction a turn, each utterance at its own frame.
+
+    No label here is followed by ten others at its frame, so that limit is left out.
+    """
+    zeros = jnp.zeros(len(encoded), jnp.int32)
+
+    def turn(state):
+        frame, prediction, memory, r = state
+        active = frame < lengths
+        row = jax.vmap(lambda x, i: lax.dynamic_index_in_dim(x, i, keepdims=False))(encoded, frame)
+        label, emits, duration, log_prob = arcs(joint(row, prediction))
+        emits &= active
+        place = jnp.where(emits, r.label_lengths, room)
+        after = predict(jnp.where(emits, label, start), memory)
+        prediction, memory = select(emits, after, (prediction, memory))
+        frame += jnp.where(active, jnp.minimum(duration, lengths - frame), 0)
+        return (
+            frame,
+            prediction,
+            memory,
+            Result(
+                put(r.labels, place, label),
+                r.label_lengths + emits,
+                put(r.frames, place, state[0]),
+                r.log_probs + jnp.where(active, log_prob, 0.0),
+                r.joint_evaluations + active,
+                r.joint_rows + 1,
+                r.prediction_steps + 1,
+            ),
+        )
+
+    return _search(turn, zeros, lengths, predict, initial, start, room)
+
+
+def _search(turn, zeros, lengths, predict, initial, start, room) -> Result:
+    nothing = jnp.full((len(zeros), room), -1, jnp.int32)
+    result = Result(nothing, zeros, nothing, zeros.astype(jnp.float32), zeros, zeros, zeros + 1)
+    prediction, memory = predict(zeros + start, initial)
+    state = zeros, prediction, memory, result
+    return lax.while_loop(lambda state: jnp.any(state[0] < lengths), turn, state)[3]
+
+
+def frame_by_frame(
+    arcs: Arcs,
+    joint: Any,
+    predict: Any,
+    encoded: jax.Array,
+    lengths: jax.Array,
+    initial: Any,
+    start: int,
+    room: int,
+) -> Result:
+    """In the manner of NeMo's older batched decoders: the batch is at one frame.
+
+    At a frame the joint and the prediction network run until nobody has a label; then all go on by
+    the shortest jump of the batch.
+    """
+    zeros = jnp.zeros(len(encoded), jnp.int32)
+
+    def turn(state):
+        frame, prediction, memory, r = state
+        row = lax.dynamic_index_in_dim(encoded, frame[0], axis=1, keepdims=False)
+
+        def ask(inner):
+            _, prediction, memory, asks, jump, r = inner
+            label, emits, duration, log_prob = arcs(joint(row, prediction))
+            emits &= asks
+            place = jnp.where(emits, r.label_lengths, room)
+            after = predict(jnp.where(emits, label, start), memory)
+            prediction, memory = select(emits, after, (prediction, memory))
+            r = Result(
+                put(r.labels, place, label),
+                r.label_lengths + emits,
+                put(r.frames, place, frame),
+                r.log_probs + jnp.where(asks, log_prob, 0.0),
+                r.joint_evaluations + asks,
+                r.joint_rows + 1,
+                r.prediction_steps + 1,
+            )
+            jump = jnp.where(asks, duration, jump)
+            asks &= emits & (duration == 0)
+            return jnp.any(asks), prediction, memory, asks, jump, r
+
+        inner = jnp.bool_(True), prediction, memory, frame < lengths, zeros + 1, r
+        _, prediction, memory, _, jump, r = lax.while_loop(lambda inner: inner[0], ask, inner)
+        return frame + jnp.min(jump), prediction, memory, r
+
+    return _search(turn, zeros, lengths, predict, initial, start, room)
