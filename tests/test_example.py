@@ -1,5 +1,6 @@
 """The spoken-words example runs from end to end, without any audio."""
 
+import importlib
 import json
 import math
 import pathlib
@@ -7,9 +8,11 @@ import socket
 import statistics
 import subprocess
 import sys
+import wave
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 for module in (
@@ -26,7 +29,10 @@ for module in (
 ):
     pytest.importorskip(module, reason="needs the extra `examples`")
 
+from flax import nnx  # noqa: E402
+
 _TRAIN = pathlib.Path(__file__).parents[1] / "examples" / "spoken_words" / "train.py"
+_LISTEN = _TRAIN.with_name("listen.py")
 # The Orbax that goes with older JAX cannot save what several devices hold.
 _SAVES_MANY = jax.__version_info__ >= (0, 7)
 _needs_many = pytest.mark.skipif(not _SAVES_MANY, reason="Orbax saves arrays of one device only")
@@ -69,8 +75,40 @@ def test_quick_synthetic_run_and_resume(tmp_path: pathlib.Path) -> None:
         assert statistics.mean(losses[-5:]) < 0.8 * statistics.mean(losses[:5])
         assert measured["loss"] < before[name]["loss"]
         assert measured["joint_evaluations"] > 0
+        assert 0 <= measured["beam_errors"] <= len(measured["references"])
     for picture in ("losses.png", "lattices.png"):
         assert (tmp_path / picture).read_bytes().startswith(_PNG_SIGNATURE)
+
+    heard = _run(str(tmp_path / "unseen.wav"), "--quick", *quick[2:], program=_LISTEN)
+    assert heard.returncode == 0, heard.stderr
+    with wave.open(str(tmp_path / "unseen.wav")) as file:
+        assert f"{file.getnframes() / file.getframerate():.2f} s of speech" in heard.stdout
+    absent = _run("any.wav", "--output", str(tmp_path / "nowhere"), program=_LISTEN)
+    assert absent.returncode == 1
+    assert "train the recogniser with train.py" in absent.stderr
+
+
+def test_pieces_are_encoded_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an encoder that looks in both directions hears around a chunk is enough, and needed."""
+    monkeypatch.syspath_prepend(_TRAIN.parent)
+    listen, model, recipe = map(importlib.import_module, ("listen", "model", "recipe"))
+    # The example runs under JAX's own rules.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        transducer = recipe.QUICK.transducers["TDT"]
+        recogniser = model.Recogniser(recipe.QUICK, transducer, rngs=nnx.Rngs(0))
+        encoder, chunk = recogniser.encoder, 8
+        features = np.random.default_rng(0).normal(size=(157, 40)).astype(np.float32)
+        frames = len(features) // 4
+        whole = encoder.encode(features[None], np.ones((1, frames), bool))
+        for begin in range(0, frames, chunk):
+            reach = encoder.reach
+            window, is_valid = listen.window_of(features, begin - reach, chunk + 2 * reach)
+            encoded = encoder.encode(window, is_valid)[:, reach:-reach][:, : frames - begin]
+            np.testing.assert_allclose(encoded, whole[:, begin : begin + chunk], rtol=0, atol=1e-5)
+            less, is_valid = listen.window_of(features, begin - reach + 1, chunk + 2 * reach - 2)
+            if begin - reach > 0 and begin + chunk + reach < frames:
+                encoded = encoder.encode(less, is_valid)[:, reach - 1 : 1 - reach]
+                assert not np.allclose(encoded, whole[:, begin : begin + chunk], rtol=0, atol=1e-5)
 
 
 def test_chunked_joint_learns_the_same(tmp_path: pathlib.Path) -> None:

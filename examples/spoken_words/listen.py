@@ -99,18 +99,10 @@ class Listener:
         ready = there if is_last else there - reach
         words = []
         while self._done < ready and (is_last or self._done + self._chunk <= ready):
-            frames = np.arange(self._done - reach, self._done + self._chunk + reach)
-            is_valid = (frames >= 0) & (frames < there)
-            window = np.zeros((len(frames), SUBSAMPLING * MEL_BANDS), np.float32)
-            stacked = features[: there * SUBSAMPLING].reshape(there, -1)
-            window[is_valid] = stacked[frames[is_valid]]
             length = min(self._chunk, there - self._done)
+            window = window_of(features, self._done - reach, self._chunk + 2 * reach)
             found, self._carry = recognise(
-                self._recogniser,
-                self._carry,
-                window.reshape(1, -1, MEL_BANDS),
-                is_valid[None],
-                np.array([length], np.int32),
+                self._recogniser, self._carry, *window, np.array([length], np.int32)
             )
             self._done += length
             count = int(found.label_lengths[0])
@@ -128,6 +120,16 @@ class Listener:
             return []
         text = to_text([label for label, _ in labels])
         return [(text, float(labels[0][1]) * ENCODER_FRAME_SECONDS)]
+
+
+def window_of(features: np.ndarray, begin: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """So many frames of an utterance, `[1, 4 size, MEL_BANDS]`, and which of them there are."""
+    there = len(features) // SUBSAMPLING
+    frames = np.arange(begin, begin + size)
+    is_valid = (frames >= 0) & (frames < there)
+    window = np.zeros((size, SUBSAMPLING * MEL_BANDS), np.float32)
+    window[is_valid] = features[: there * SUBSAMPLING].reshape(there, -1)[frames[is_valid]]
+    return window.reshape(1, -1, MEL_BANDS), is_valid[None]
 
 
 @nnx.jit

@@ -44,9 +44,6 @@ def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None
         "joint\nevaluations",
         "decoding\ntime",
         "real-time\nfactor",
-        f"beam {BEAM}:\nerror rate",
-        "time",
-        "worse than\ngreedy",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, evaluation in evaluations.items():
@@ -57,11 +54,21 @@ def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None
             f"{evaluation.joint_evaluations:.1f}",
             f"{1000 * evaluation.decoding_seconds:.1f} ms",
             f"{evaluation.real_time_factor:.5f}",
-            f"{evaluation.beam_word_error_rate:.2%}",
-            f"{1000 * evaluation.beam_seconds:.1f} ms",
-            f"{evaluation.beam_errors}",
         )
     console.print(table, "Means over the utterances, each decoded on its own.\n")
+
+    table = Table(title=f"Beam search, {BEAM} hypotheses", box=rich.box.SIMPLE_HEAD)
+    table.add_column("recogniser", no_wrap=True)
+    for heading in ("word error\nrate", "decoding\ntime", "less probable\nthan without"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, evaluation in evaluations.items():
+        table.add_row(
+            name,
+            f"{evaluation.beam_word_error_rate:.2%}",
+            f"{1000 * evaluation.beam_seconds:.1f} ms",
+            f"{evaluation.beam_errors} of {len(evaluation.references)}",
+        )
+    console.print(table)
 
 
 def print_samples(console: Console, evaluations: Mapping[str, Evaluation], count: int = 4) -> None:
