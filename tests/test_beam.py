@@ -192,11 +192,11 @@ def test_who_waits_for_whom_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     model = make_model(6, batch=4, frames=9, transducer=EACH[1])
     lengths = np.array([9, 4, 0, 8])
     plain = turns.Turns.of
-    found = [beam_search(model, lengths)]  # two at a time, half of the utterances
-    for width, quorum in ((1, 0.0), (4, 1.0)):
+    found = [beam_search(model, lengths)]  # one or two at a time, half of the utterances
+    for widths, quorum in (((1,), 0.0), ((3, 4), 1.0)):
 
-        def of(*arguments: Any, width: int = width, quorum: float = quorum) -> turns.Turns:
-            return plain(*arguments)._replace(width=width, quorum=quorum)
+        def of(*arguments: Any, widths: Any = widths, quorum: float = quorum) -> turns.Turns:
+            return plain(*arguments)._replace(widths=widths, quorum=quorum)
 
         monkeypatch.setattr(turns.Turns, "of", of)
         run = program(model.transducer, start_label=model.blank)

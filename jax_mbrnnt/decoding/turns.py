@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +51,7 @@ class Turns(NamedTuple):
     looks: Looks
     beam: int
     columns: int  # of `Alignments`
-    width: int
+    widths: tuple[int, ...]  # how many hypotheses of each utterance the networks may see at once
     quorum: float
 
     @classmethod
@@ -59,16 +59,15 @@ class Turns(NamedTuple):
         batch, frames = looks.encoded.shape[:2]
         furthest = [d for d in looks.scores.blank_durations if d < frames]
         furthest += [d + 1 for d in looks.scores.label_durations if d < frames]
-        # A CPU takes for eight rows of a network what it takes for one, whose time is that of
-        # reading the parameters; beyond that, rows cost. Elsewhere they cost nothing to speak of,
-        # but a turn does.
+        # On a CPU rows cost, though eight of them less than twice one, which is the time to read
+        # the parameters. Elsewhere they cost nothing to speak of, but turns and branches do.
         is_cpu = jax.default_backend() == "cpu"
-        rows = 8 if is_cpu else math.inf
+        most = min(beam, max(1, 8 // max(1, batch))) if is_cpu else beam
         return cls(
             looks=looks,
             beam=beam,
             columns=2 + max(furthest, default=1),  # n, what lies ahead of it, the final node
-            width=int(min(beam, max(1, rows // max(1, batch)))),
+            widths=(1, most) if is_cpu and most > 1 else (most,),
             quorum=0.5 if is_cpu else 0.0,
         )
 
@@ -114,19 +113,23 @@ class Turns(NamedTuple):
         is_here = search.alignments.sums[..., 0] > -jnp.inf
         search = self._catch_up(search, is_here & ~search.is_known)
         frames = search.n[:, None] - search.hypotheses.label_lengths
-        some = Some.first_of(is_here & ~search.is_known & ~search.is_behind, self.width)
-        rows = self.looks.look(
-            some,
-            search.hypotheses,
-            search.alignments.sums,
-            frames,
-            search.networks,
+        ready = is_here & ~search.is_known & ~search.is_behind
+        rows, done, width = self._for_some(
+            ready,
+            lambda some: self.looks.look(
+                some,
+                search.hypotheses,
+                search.alignments.sums,
+                frames,
+                search.networks,
+                search.rows,
+            ),
             search.rows,
         )
         search = search._replace(
             rows=rows,
-            is_known=search.is_known | some.which,
-            joint_rows=search.joint_rows + self.width,
+            is_known=search.is_known | done,
+            joint_rows=search.joint_rows + width,
         )
         is_here &= jnp.all(~is_here | search.is_known, axis=1, keepdims=True)
         return self._go_on(search, is_here, frames)
@@ -137,20 +140,38 @@ class Turns(NamedTuple):
         A prediction network costs about as much for one utterance as for all.
         """
         behind = wanted & search.is_behind
-        some = Some.first_of(behind, self.width)
         waits = jnp.any(behind, axis=1) & ~jnp.any(wanted & ~behind, axis=1)
         needed = self.quorum * jnp.sum(search.is_alive, dtype=jnp.float32)
-        runs = jnp.any(behind) & (jnp.sum(waits, dtype=jnp.float32) >= needed)
-        networks = lax.cond(
-            runs,
-            lambda: self.looks.step(some, search.hypotheses, search.networks),
-            lambda: search.networks,
+        networks, done, width = self._for_some(
+            behind & (jnp.sum(waits, dtype=jnp.float32) >= needed),
+            lambda some: self.looks.step(some, search.hypotheses, search.networks),
+            search.networks,
         )
         return search._replace(
             networks=networks,
-            is_behind=search.is_behind & ~(some.which & runs),
-            prediction_steps=search.prediction_steps + self.width * runs.astype(jnp.int32),
+            is_behind=search.is_behind & ~done,
+            prediction_steps=search.prediction_steps + width,
         )
+
+    def _for_some(
+        self, which: jax.Array, function: Callable[[Some], Any], otherwise: Any
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        """`function` of the first hypotheses of each utterance among `which` `[B, K]`, if any.
+
+        Also returns which they are, and how many of each utterance were computed.
+        """
+
+        def at(width: int) -> Callable[[], tuple[Any, jax.Array, jax.Array]]:
+            some = Some.first_of(which, width)
+            return lambda: (function(some), some.which, jnp.int32(width))
+
+        def nothing() -> tuple[Any, jax.Array, jax.Array]:
+            return otherwise, zeros_like(which), jnp.int32(0)
+
+        most = jnp.max(jnp.sum(which, axis=1, dtype=jnp.int32), initial=0)
+        fewer = jnp.stack([most > width for width in (0, *self.widths[:-1])])
+        wanted = jnp.sum(fewer, dtype=jnp.int32)
+        return lax.switch(wanted, [nothing, *(at(width) for width in self.widths)])
 
     def _go_on(self, search: Search, is_here: jax.Array, frames: jax.Array) -> Search:
         """Expands the alignments at n of the hypotheses `is_here` `[B, K]`, all of an utterance."""
