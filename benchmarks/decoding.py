@@ -216,10 +216,10 @@ def builders(case: Case) -> dict[str, Callable[[], tuple[Task, Call]]]:
     """The rows of a case's table. A further search is a line here."""
     tasks = {name: functools.partial(Task, case, x) for name, x in TRANSDUCERS.items()}
 
-    def whole(name: str, search: Any = None) -> tuple[Task, Call]:
+    def whole(name: str, search: Any = None, **options: Any) -> tuple[Task, Call]:
         task = tasks[name]()
-        how = task.ours if search is None else functools.partial(task.rival, search)
-        return task, task.whole(how)
+        ours = functools.partial(task.ours, **options)
+        return task, task.whole(ours if search is None else functools.partial(task.rival, search))
 
     def stream(name: str) -> tuple[Task, Call]:
         task = tasks[name]()
@@ -231,6 +231,9 @@ def builders(case: Case) -> dict[str, Callable[[], tuple[Task, Call]]]:
     if case.shortest == 1.0:
         rows |= {f"multi-blank, {OLDER}": of(whole, "multi-blank", rivals.frame_by_frame)}
     rows |= {name: of(whole, name) for name in TRANSDUCERS}
+    if case.batch > 1:
+        lanes = case.batch // 2
+        rows |= {f"{name}, {lanes} lanes": of(whole, name, lanes=lanes) for name in TRANSDUCERS}
     if case.shortest == 1.0:
         rows |= {f"{name}, by {CHUNK} frames": of(stream, name) for name in TRANSDUCERS}
     return rows
