@@ -67,7 +67,10 @@ def test_dtypes_and_shapes() -> None:
     assert found.label_lengths.shape == found.log_probs.shape == (3,)
     assert found.labels.dtype == found.frames.dtype == found.durations.dtype == jnp.int32
     assert found.label_lengths.dtype == found.joint_evaluations.dtype == jnp.int32
-    assert found.log_probs.dtype == jnp.float32
+    assert found.joint_rows.shape == found.prediction_steps.shape == (3,)
+    assert found.joint_rows.dtype == found.prediction_steps.dtype == jnp.int32
+    assert found.label_log_probs.shape == (3, 5)
+    assert found.log_probs.dtype == found.label_log_probs.dtype == jnp.float32
 
 
 def test_default_max_labels_is_the_most_an_utterance_can_emit() -> None:

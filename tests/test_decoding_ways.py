@@ -97,18 +97,6 @@ def test_utterances_that_are_over_cost_nothing_with_lanes() -> None:
     assert 2 * np.sum(half.prediction_steps) < np.sum(whole.prediction_steps)
 
 
-def test_lanes_are_the_default_on_one_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model(2, batch=8, frames=9, transducer=multiblank(2))
-    many = decode(model, window=2)
-    assert len(set(many.joint_rows.tolist())) == 1  # all have one: as many rows for each
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    jax.clear_caches()
-    one = decode(model, window=2)
-    assert_equal(one, many)
-    assert np.sum(one.joint_rows) < np.sum(many.joint_rows)
-    jax.clear_caches()
-
-
 def test_lanes_under_vmap_and_shard_map() -> None:
     model = make_model(3, batch=8, frames=12, transducer=tdt(0, 1, 2))
     expected = decode(model)

@@ -72,7 +72,6 @@ def greedy_decode(
       predict: `(labels [B] int32, state) -> (prediction, state)`, both pytrees of `[B, ...]`
         arrays. It is called with `start_label` and `initial_state`, and then for the labels found;
         utterances that have none keep their prediction and state (and are passed `start_label`).
-        With `lanes`, B is their number in these calls, as in those of `joint`.
       encoded: `[B, T, H...]`, the output of the encoder. `[T, H]` is one utterance: the length, the
         initial state and the result are without a batch dimension then, too, while `joint` and
         `predict` see a batch of one.
@@ -91,9 +90,10 @@ def greedy_decode(
         on the platform, as are the two that follow.
       quorum: the share, 0 to 1, of the utterances at work that must have found a label before the
         prediction network runs for them; 0: anyone, 1: all of them, or a lane's each.
-      lanes: of how many utterances a turn takes care, those with the most frames left. Fewer than B
-        exchange utterances between places in the batch: where it is split over devices, all B have
-        a lane by default, and nothing is gathered.
+      lanes: of how many utterances a turn takes care, those with the most frames left; all B if
+        None. Fewer than B make batches of very different lengths cheap. `joint` and `predict` are
+        called with so many rows then, any of the utterances, so they must close over nothing that
+        belongs to one; and a batch that is split over devices is gathered.
 
     Returns:
       A `GreedyDecoding`.

@@ -81,7 +81,7 @@ def _reads_outside(
 
 
 def _is_outside(index: np.ndarray | None, shape: tuple[int, ...], params: dict[str, Any]) -> bool:
-    if index is None or params["fill_value"] == 0:  # a row of zeros has been asked for
+    if index is None or params.get("fill_value") == 0:  # a row of zeros has been asked for
         return False
     axes = params["dimension_numbers"].start_index_map
     room = [shape[axis] - params["slice_sizes"][axis] for axis in axes]

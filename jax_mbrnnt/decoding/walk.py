@@ -260,13 +260,16 @@ def make_walk(
     batch = encoded.shape[0]
     longest = np.inf if max_duration is None else max_duration
     jumps = bool(((steps.durations > 1) & (steps.durations <= longest)).any())
-    usual = _usual(batch, jumps)
-    lanes = usual.lanes if lanes is None else at_least(1, "lanes", lanes)
-    if lanes is not None and (not isinstance(batch, int) or lanes >= batch):
-        lanes = None
-    if quorum is None:
-        quorum = usual.quorum if lanes is None else 1.0
-    quorum = float(quorum)
+    usual_window, usual_quorum = _usual(jumps)
+    if lanes is not None:
+        lanes = at_least(1, "lanes", lanes)
+        if not isinstance(batch, int):
+            raise ValueError(
+                f"lanes: expected None for a batch of unknown size {batch}, got {lanes}"
+            )
+        lanes = lanes if lanes < batch else None
+        usual_quorum = 1.0 if lanes else usual_quorum
+    quorum = usual_quorum if quorum is None else float(quorum)
     if not 0 <= quorum <= 1:
         raise ValueError(f"quorum: expected a share in [0, 1], got {quorum}")
     return Walk(
@@ -275,34 +278,23 @@ def make_walk(
         steps=steps,
         start_label=start_label,
         max_symbols_per_frame=min(max_symbols_per_frame, _INT32_MAX),
-        window=usual.window if window is None else at_least(1, "window", window),
+        window=usual_window if window is None else at_least(1, "window", window),
         quorum=quorum,
         lanes=lanes,
     )
 
 
-class _Usual(NamedTuple):
-    window: int
-    quorum: float  # of a batch of which all have a lane
-    lanes: int | None
+def _usual(jumps: bool) -> tuple[int, float]:
+    """The window and the quorum that are fastest, if there are jumps of several frames or none.
 
-
-def _usual(batch: Any, jumps: bool) -> _Usual:
-    """What is fastest, by what the search runs on and whether it jumps over several frames.
-
-    Measured by benchmarks/decoding.py. On a CPU rows cost time: those of a window are cheaper
-    together, unless jumps leave most of them out, and half the batch at a time wastes the fewest.
-    Lanes exchange utterances, which must not be on several devices, so they are for one device
-    alone. Elsewhere a turn costs time, however many rows it has (not measured yet).
+    Measured on a CPU by benchmarks/decoding.py, for batches of 1 and 16, an LSTM and a stateless
+    network: rows cost time there, those of a window less together, unless jumps leave most of them
+    out; and with jumps all find their labels at about the same turn, so that waiting is cheap.
+    Elsewhere a turn costs time, however many rows it has (not measured yet).
     """
     if jax.default_backend() != "cpu":
-        return _Usual(window=8, quorum=0.0, lanes=None)
-    one_device = isinstance(batch, int) and jax.device_count() == 1
-    return _Usual(
-        window=1 if jumps else 4,
-        quorum=0.75 if jumps else 0.5,
-        lanes=batch // 2 if one_device and batch >= 8 else None,
-    )
+        return 8, 0.0
+    return (1, 0.75) if jumps else (4, 0.5)
 
 
 def at_least(least: int, name: str, value: Any) -> int:
