@@ -2,8 +2,8 @@
 
 Start with `multiblank_rnnt_loss` (arXiv 2211.03541), `tdt_loss` (arXiv 2304.06795) or
 `rnnt_loss`; `MultiblankRNNT` and `TDT` hold the options of a model and have all the methods,
-`joint_loss` among them, which never makes the logits; `greedy_decode` decodes, `GreedyStream` while
-somebody speaks, and `lattice_loss` is the lattice alone.
+`joint_loss` among them, which never makes the logits. `greedy_decode` and `beam_decode` recognise,
+`GreedyStream` while somebody speaks; `lattice_loss` and `viterbi_alignment` are the lattice alone.
 """
 
 from jax_mbrnnt.alignment import Alignment, viterbi_alignment
