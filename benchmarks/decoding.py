@@ -156,13 +156,13 @@ class Task:
         self.check(program(*operands))
         return Call(program, lambda: operands)
 
-    def stream(self) -> Call:
+    def stream(self, **options: Any) -> Call:
         """By chunks; making them is the encoder's work. Labels stay on the device."""
 
         def stream(params: Params) -> GreedyStream:
             functions = (functools.partial(f, params) for f in (self.joint, self.case.predict))
-            options = self._options | {"max_labels": None}
-            return GreedyStream(self.transducer, *functions, **options)
+            how = self._options | {"max_labels": None} | options
+            return GreedyStream(self.transducer, *functions, **how)
 
         def step(params: Params, *rest: Any) -> Any:
             return stream(params).step(*rest)
@@ -222,9 +222,9 @@ def builders(case: Case) -> dict[str, Callable[[], tuple[Task, Call]]]:
         ours = functools.partial(task.ours, **options)
         return task, task.whole(ours if search is None else functools.partial(task.rival, search))
 
-    def stream(name: str) -> tuple[Task, Call]:
+    def stream(name: str, **options: Any) -> tuple[Task, Call]:
         task = tasks[name]()
-        return task, task.stream()
+        return task, task.stream(**options)
 
     of = functools.partial
     rows = {f"RNN-T, {BEFORE}": of(whole, "RNN-T", rivals.one_at_a_time)}
@@ -232,11 +232,12 @@ def builders(case: Case) -> dict[str, Callable[[], tuple[Task, Call]]]:
     if case.shortest == 1.0:
         rows |= {f"multi-blank, {OLDER}": of(whole, "multi-blank", rivals.frame_by_frame)}
     rows |= {name: of(whole, name) for name in TRANSDUCERS}
-    if case.batch > 1:
-        lanes = case.batch // 2
-        rows |= {f"{name}, {lanes} lanes": of(whole, name, lanes=lanes) for name in TRANSDUCERS}
+    half = {"lanes": case.batch // 2}
+    in_lanes = {name: f"{name}, {half['lanes']} lanes" for name in TRANSDUCERS if case.batch > 1}
+    rows |= {row: of(whole, name, **half) for name, row in in_lanes.items()}
     if case.shortest == 1.0:
         rows |= {name + STREAMED: of(stream, name) for name in TRANSDUCERS}
+        rows |= {row + STREAMED: of(stream, name, **half) for name, row in in_lanes.items()}
     return rows
 
 
