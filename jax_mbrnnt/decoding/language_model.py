@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 PyTree = Any
 
@@ -81,28 +80,30 @@ class LanguageModel(abc.ABC):
 class NGram(LanguageModel):
     """A backing-off n-gram on the device; `read_arpa` makes it of a file.
 
-    A state is the longest context of the file that the labels end in. The n-grams that go on from
-    a context stand side by side, in the order of their words, and are found by bisection; from
-    where none does, the search goes on in the context without its first word, and pays for it.
-    It is a pytree: it may be an argument of a jitted function.
+    A state is the longest context of the file that the labels end in. A word is looked up in that
+    context, and if no n-gram is there in the context without its first word, for which there is to
+    pay, and so on. The n-grams stand in a table of 2**bits places and some more, each at the place
+    that its context and word hash to, or not far behind, so that a look-up is one read of `reach`
+    neighbours. It is a pytree: it may be an argument of a jitted function.
 
     Attributes:
       words: `[V]` int32, the number of each label's word, -1 for labels that are none.
-      first: `[contexts + 1]` int32, where the n-grams of each context begin.
-      next_words: `[n-grams]` int32, the last word of each.
-      log_probs: `[n-grams]` float32, in nats.
-      next_contexts: `[n-grams]` int32, the context after each.
+      contexts: `[places]` int32, the context of the n-gram that stands there, -1 if none does.
+      last_words: `[places]` int32, its last word.
+      log_probs: `[places]` float32, its log-probability in nats.
+      next_contexts: `[places]` int32, the context after it.
       backoffs: `[contexts]` float32, in nats.
       shorter: `[contexts]` int32, the context without its first word.
       start: the context that an utterance begins in.
       end_word: the number of the word that ends an utterance, -1 for none.
       order: words of the longest n-gram.
-      most: n-grams of the context that has most.
+      bits: of the hash.
+      reach: how far behind that an n-gram may stand, and one.
     """
 
     words: jax.Array
-    first: jax.Array
-    next_words: jax.Array
+    contexts: jax.Array
+    last_words: jax.Array
     log_probs: jax.Array
     next_contexts: jax.Array
     backoffs: jax.Array
@@ -110,7 +111,8 @@ class NGram(LanguageModel):
     start: int
     end_word: int
     order: int
-    most: int
+    bits: int
+    reach: int
 
     def initial_state(self, batch: int) -> jax.Array:
         """The context of the beginning."""
@@ -135,11 +137,16 @@ class NGram(LanguageModel):
         log_prob = jnp.where(words >= 0, 0.0, -jnp.inf).astype(jnp.float32)
         missing = words >= 0
         after = jnp.zeros_like(contexts)
+        reach = jnp.arange(self.reach, dtype=jnp.int32)
         for _ in range(self.order):
-            place = self._place(words, contexts)
-            found = missing & (place < self.first[contexts + 1])
-            place = jnp.minimum(place, len(self.next_words) - 1)
-            found &= self.next_words[place] == words
+            home = _hash(contexts.astype(jnp.uint32), words.astype(jnp.uint32), self.bits)
+            near = jnp.expand_dims(home.astype(jnp.int32), -1) + jnp.expand_dims(
+                reach, range(words.ndim)
+            )
+            is_it = self.contexts[near] == contexts[..., None]
+            is_it &= (self.last_words[near] == words[..., None]) & missing[..., None]
+            found = is_it.any(axis=-1)
+            place = jnp.sum(jnp.where(is_it, near, 0), axis=-1, dtype=jnp.int32)
             after = jnp.where(found, self.next_contexts[place], after)
             missing &= ~found
             step = jnp.where(missing, self.backoffs[contexts], 0.0)
@@ -147,18 +154,12 @@ class NGram(LanguageModel):
             contexts = self.shorter[contexts]
         return log_prob, after
 
-    def _place(self, words: jax.Array, contexts: jax.Array) -> jax.Array:
-        """Where in `next_words` the first n-gram of the context stands whose word is not less."""
 
-        def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            low, high = ends
-            middle = (low + high) // 2
-            is_less = (low < high) & (self.next_words[middle] < words)
-            return jnp.where(is_less, middle + 1, low), jnp.where(is_less, high, middle)
-
-        ends = self.first[contexts], self.first[contexts + 1]
-        low, _ = lax.fori_loop(0, math.ceil(math.log2(self.most + 1)), halve, ends, unroll=True)
-        return low
+def _hash(contexts: Any, words: Any, bits: int) -> Any:
+    """Of uint32, of numpy's or JAX's."""
+    mixed = contexts * np.uint32(0x9E3779B1) ^ words * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(0xC2B2AE35)
+    return mixed >> np.uint32(32 - bits)
 
 
 jax.tree_util.register_dataclass(
@@ -264,24 +265,35 @@ def read_arpa(
             if gram in context:
                 backoffs[context[gram]] = backoff
                 shorter[context[gram]] = longest(gram[1:])
-    entries.sort(key=lambda entry: entry[:2])
-    of_context, next_words, log_probs, next_contexts = (
+    of_context, last_words, log_probs, next_contexts = (
         np.array(x) for x in zip(*entries, strict=True)
     )
-    first = np.searchsorted(of_context, np.arange(len(context) + 1))
+    bits = min(31, max(1, len(entries).bit_length() + 1))  # two to four places an n-gram
+    home = _hash(of_context.astype(np.uint32), last_words.astype(np.uint32), bits).astype(np.int64)
+    order_of = np.argsort(home, kind="stable")
+    home, count = home[order_of], np.arange(len(entries))
+    place = count + np.maximum.accumulate(home - count)  # the next free one
+    reach = int((place - home).max()) + 1
+
+    def table(of_each: np.ndarray, empty: float, dtype: Any) -> jax.Array:
+        places = np.full(2**bits + reach, empty)
+        places[place] = of_each[order_of]
+        return jnp.asarray(places, dtype)
+
     nats = math.log(10)
     return NGram(
         words=jnp.asarray(words, jnp.int32),
-        first=jnp.asarray(first, jnp.int32),
-        next_words=jnp.asarray(next_words, jnp.int32),
-        log_probs=jnp.asarray(nats * log_probs, jnp.float32),
-        next_contexts=jnp.asarray(next_contexts, jnp.int32),
+        contexts=table(of_context, -1, jnp.int32),
+        last_words=table(last_words, -1, jnp.int32),
+        log_probs=table(nats * log_probs, 0.0, jnp.float32),
+        next_contexts=table(next_contexts, 0, jnp.int32),
         backoffs=jnp.asarray(nats * backoffs, jnp.float32),
         shorter=jnp.asarray(shorter, jnp.int32),
         start=context.get((start_word,), 0),
         end_word=-1 if end_word is None else of(end_word, "end_word"),
         order=order,
-        most=int(np.diff(first).max()),
+        bits=bits,
+        reach=reach,
     )
 
 
