@@ -6,6 +6,7 @@ executed on the CPU ("simt"), or a GPU's.
 
 import os
 import pathlib
+from typing import Any
 
 # Read once, when JAX starts its backend: this has to stand before the first import of jax.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -47,6 +48,9 @@ OF_VALUES = {
     "test_precision",
     "test_transforms",
 }
+
+# Their tests are few, and take long.
+LONG = {"test_cuda_build", "test_example", "test_h100", "test_joint", "test_matrix", "test_native"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,6 +94,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=list(filter(is_of_the_twin, items)))
     items[:] = [item for item in items if not is_of_the_twin(item)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file have programs in common: one worker runs them, and compiles them once.
+
+    Those of `LONG` files have not, and are left for whoever has nothing to do.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, _ = nodeid.partition("::")
+            return nodeid if pathlib.Path(file).stem in LONG else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(params=["ffi", "xla"])

@@ -31,10 +31,6 @@ SEVERAL = [multiblank(), multiblank(2, 4, blank_id=0, big_blank_ids=(-2, -1)), t
 EACH = [multiblank(2, 3), tdt(0, 1, 2)]
 
 
-# Compiling takes most of the time.
-QUICKLY: Any = {"xla_backend_optimization_level": 0}
-
-
 def program(transducer: Transducer, **options: Any) -> Any:
     """Of `(encoded, lengths, table, traced options)`."""
 
@@ -55,7 +51,7 @@ def program(transducer: Transducer, **options: Any) -> Any:
 
 @functools.cache
 def compiled(transducer: Transducer, **options: Any) -> Any:
-    return jax.jit(program(transducer, **options), compiler_options=QUICKLY)
+    return jax.jit(program(transducer, **options))
 
 
 def beam_search(
@@ -201,7 +197,7 @@ def test_who_waits_for_whom_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(turns.Turns, "of", of)
         run = program(model.transducer, start_label=model.blank)
         operands = jnp.asarray(model.encoded), lengths, jnp.asarray(model.predictions), {}
-        found.append(jax.jit(run, compiler_options=QUICKLY)(*operands))
+        found.append(jax.jit(run)(*operands))
     assert_equal(found[0], found[1])
     assert_equal(found[0], found[2])
     assert len({int(decoding.joint_rows[0]) for decoding in found}) == 3
@@ -215,7 +211,7 @@ def test_batch_is_the_same_as_one_by_one_and_vmap() -> None:
         one = beam_search(model, lengths[b : b + 1], model.encoded[b : b + 1])
         assert_equal(one, BeamDecoding(*(x[b : b + 1] for x in batch)))
     run = program(model.transducer, start_label=model.blank)
-    mapped = jax.jit(jax.vmap(run, in_axes=(0, 0, None, None)), compiler_options=QUICKLY)(
+    mapped = jax.jit(jax.vmap(run, in_axes=(0, 0, None, None)))(
         model.encoded.reshape(2, 2, 9, -1), lengths.reshape(2, 2), model.predictions, {}
     )
     assert_equal(BeamDecoding(*(x.reshape(4, *x.shape[2:]) for x in mapped)), batch)
@@ -235,7 +231,7 @@ def test_sharded_batch() -> None:
     )
     expected = beam_search(model, lengths)
     run = program(model.transducer, start_label=model.blank)
-    in_one = jax.jit(run).lower(*arguments, {}).compile(QUICKLY)
+    in_one = jax.jit(run).lower(*arguments, {}).compile()
     assert_equal(in_one(*arguments, {}), expected)
     of_each = jax.jit(
         jax.shard_map(
@@ -245,7 +241,7 @@ def test_sharded_batch() -> None:
             out_specs=spec,
         )
     )
-    alone = of_each.lower(*arguments).compile(QUICKLY)
+    alone = of_each.lower(*arguments).compile()
     assert_equal(alone(*arguments), expected)
     for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert collective not in (in_one.as_text() or "")

@@ -22,7 +22,6 @@ from plain_beam import every_sequence, search
 from plain_search import HAT, LABELS, make_model, multiblank, tdt
 from test_beam import (
     EACH,
-    QUICKLY,
     assert_equal,
     assert_same,
     beam_search,
@@ -224,7 +223,7 @@ def test_an_n_gram() -> None:
         lengths, table = np.full(4, 8), jnp.asarray(model.predictions)
         return run(jnp.asarray(model.encoded), lengths, table, {"language_model_weight": weight})
 
-    found = jax.jit(run, compiler_options=QUICKLY)(language, 1.0)
+    found = jax.jit(run)(language, 1.0)
     count = [int(np.sum(np.asarray(x.labels[:, 0]) == 3)) for x in (plain, found)]
     others = [int(np.sum(np.isin(x.labels[:, 0], [0, 1, 2]))) for x in (plain, found)]
     assert count[1] >= count[0]
@@ -262,7 +261,7 @@ def decode_concretely(transducer: Any = None, encoded: Any = None, **options: An
         )
 
     encoded = jnp.zeros((2, 5, 6), jnp.float32) if encoded is None else encoded
-    found: BeamDecoding = jax.jit(run, compiler_options=QUICKLY)(encoded)
+    found: BeamDecoding = jax.jit(run)(encoded)
     return found
 
 
