@@ -59,8 +59,8 @@ class Turns(NamedTuple):
         batch, frames = looks.encoded.shape[:2]
         furthest = [d for d in looks.scores.blank_durations if d < frames]
         furthest += [d + 1 for d in looks.scores.label_durations if d < frames]
-        # On a CPU rows cost, though eight of them less than twice one, which is the time to read
-        # the parameters. Elsewhere they cost nothing to speak of, but turns and branches do.
+        # On a CPU a row that nobody needs costs, but a few at once cost less than one by one, for
+        # the parameters are read once. Elsewhere rows cost nothing to speak of; turns do.
         is_cpu = jax.default_backend() == "cpu"
         most = min(beam, max(1, 8 // max(1, batch))) if is_cpu else beam
         return cls(
