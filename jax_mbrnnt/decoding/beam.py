@@ -18,9 +18,6 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jax_mbrnnt import _checks
-from jax_mbrnnt._program import run
-from jax_mbrnnt.arcs import as_integer
 from jax_mbrnnt.decoding.arc_scores import ArcScores
 from jax_mbrnnt.decoding.hypotheses import take
 from jax_mbrnnt.decoding.language_model import LanguageModel
@@ -30,7 +27,10 @@ from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
     PyTree,
+    Speech,
+    at_least,
     check_functions,
+    check_transducer,
     lengths_in_range,
     select,
     start_label_of,
@@ -180,24 +180,10 @@ def beam_decode(
       >>> len(hypotheses), bool(jnp.all(decoding.scores[:, 0] >= decoding.scores[:, 1]))
       (2, True)
     """
-    if not isinstance(transducer, Transducer):
-        raise TypeError(
-            f"transducer: expected a Transducer, as MultiblankRNNT or TDT are, got {transducer!r}"
-        )
-    encoded = _checks.as_array(encoded)
-    alone = encoded.ndim == 2
-    if alone:
-        encoded = encoded[None]
-        initial_state = jax.tree.map(lambda x: _checks.as_array(x)[None], initial_state)
-    if encoded.ndim < 3:
-        raise ValueError(
-            f"encoded: expected shape [B, T, H...], or [T, H] of one utterance, got {encoded.shape}"
-        )
-    batch, frames = encoded.shape[:2]
-    _checks.check_known_sizes("encoded", encoded.shape, encoded.shape[1:])
-    of_each = () if alone else (batch,)
-    lengths = _checks.check_lengths("logit_lengths", logit_lengths, of_each, frames)
-    beam = _at_least(1, "beam", beam)
+    check_transducer(transducer)
+    speech = Speech.given(encoded, logit_lengths, initial_state)
+    frames = speech.encoded.shape[1]
+    beam = at_least(1, "beam", beam)
     if candidates is None:
         candidates = beam if language_model is None else 2 * beam
     if language_model is not None and not isinstance(language_model, LanguageModel):
@@ -208,26 +194,17 @@ def beam_decode(
         joint,
         predict,
         beam=beam,
-        candidates=_at_least(1, "candidates", candidates),
-        max_labels=_at_least(0, "max_labels", frames if max_labels is None else max_labels),
-        max_duration=None if max_duration is None else _at_least(1, "max_duration", max_duration),
+        candidates=at_least(1, "candidates", candidates),
+        max_labels=at_least(0, "max_labels", frames if max_labels is None else max_labels),
+        max_duration=None if max_duration is None else at_least(1, "max_duration", max_duration),
         start_label=start_label,
         threshold=_number("threshold", threshold, 0),
         model=language_model,
         weight=_number("language_model_weight", language_model_weight),
         label_bonus=_number("label_bonus", label_bonus),
     )
-    if alone:
-        lengths = None if lengths is None else jnp.asarray(lengths)[None]
-    found = run(search, encoded, lengths, initial_state)
-    return jax.tree.map(lambda x: x[0], found) if alone else found
-
-
-def _at_least(least: int, name: str, value: Any) -> int:
-    value = as_integer(name, value)
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-    return value
+    found: BeamDecoding = speech.searched(search)
+    return found
 
 
 def _number(name: str, value: Any, least: float | None = None) -> jax.Array:

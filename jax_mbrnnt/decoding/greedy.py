@@ -18,19 +18,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_mbrnnt import _checks
-from jax_mbrnnt._program import run
 from jax_mbrnnt.decoding.result import GreedyDecoding, nothing_found
 from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
     PyTree,
+    Speech,
+    at_least,
     check_transducer,
     lengths_in_range,
     select,
     true_of,
 )
-from jax_mbrnnt.decoding.walk import Place, at_least, make_walk
+from jax_mbrnnt.decoding.walk import Place, make_walk
 from jax_mbrnnt.transducers import Transducer
 
 _INT32_MAX = 2**31 - 1
@@ -130,20 +130,8 @@ def greedy_decode(
       >>> hypothesis = decoding.labels[0, : decoding.label_lengths[0]]
     """
     check_transducer(transducer)
-    x = _checks.as_array(encoded)
-    alone = x.ndim == 2
-    if alone:
-        x, initial_state = jax.tree.map(lambda x: _checks.as_array(x)[None], (x, initial_state))
-    if x.ndim < 3:
-        raise ValueError(
-            f"encoded: expected shape [B, T, H...], or [T, H] of one utterance, got {x.shape}"
-        )
-    batch, frames = x.shape[:2]
-    _checks.check_known_sizes("encoded", x.shape, x.shape[1:])
-    of_each = () if alone else (batch,)
-    lengths = _checks.check_lengths("logit_lengths", logit_lengths, of_each, frames)
-    if alone and lengths is not None:
-        lengths = jnp.asarray(lengths)[None]
+    speech = Speech.given(encoded, logit_lengths, initial_state)
+    frames = speech.encoded.shape[1]
     if max_labels is None:
         max_labels = frames * at_least(1, "max_symbols_per_frame", max_symbols_per_frame)
     max_labels = at_least(0, "max_labels", max_labels)
@@ -165,8 +153,8 @@ def greedy_decode(
         quorum=quorum,
         lanes=lanes,
     )
-    found = run(search, x, lengths, initial_state)
-    return jax.tree.map(lambda x: x[0], found) if alone else found
+    found: GreedyDecoding = speech.searched(search)
+    return found
 
 
 def _search(

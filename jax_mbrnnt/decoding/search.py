@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jax_mbrnnt import _checks
+from jax_mbrnnt._program import run
 from jax_mbrnnt.arcs import Emission, as_integer
 from jax_mbrnnt.transducers import Transducer
 
@@ -24,6 +25,44 @@ def check_transducer(transducer: Any) -> None:
         raise TypeError(
             f"transducer: expected a Transducer, as MultiblankRNNT or TDT are, got {transducer!r}"
         )
+
+
+class Speech(NamedTuple):
+    """What is to be recognised, checked: a batch of utterances, or one that is made a batch."""
+
+    encoded: jax.Array  # [B, T, H...]
+    lengths: Any  # [B], None for all frames
+    initial_state: PyTree
+    is_alone: bool
+
+    @classmethod
+    def given(cls, encoded: Any, logit_lengths: Any, initial_state: PyTree) -> Speech:
+        x = _checks.as_array(encoded)
+        is_alone = x.ndim == 2
+        if is_alone:
+            x, initial_state = jax.tree.map(lambda x: _checks.as_array(x)[None], (x, initial_state))
+        if x.ndim < 3:
+            raise ValueError(
+                f"encoded: expected shape [B, T, H...], or [T, H] of one utterance, got {x.shape}"
+            )
+        _checks.check_known_sizes("encoded", x.shape, x.shape[1:])
+        of_each = () if is_alone else x.shape[:1]
+        lengths = _checks.check_lengths("logit_lengths", logit_lengths, of_each, x.shape[1])
+        if is_alone and lengths is not None:
+            lengths = jnp.asarray(lengths)[None]
+        return cls(x, lengths, initial_state, is_alone)
+
+    def searched(self, search: Callable[..., PyTree]) -> PyTree:
+        """`search(encoded, lengths, initial_state)`, of one utterance without the batch."""
+        found = run(search, self.encoded, self.lengths, self.initial_state)
+        return jax.tree.map(lambda x: x[0], found) if self.is_alone else found
+
+
+def at_least(least: int, name: str, value: Any) -> int:
+    value = as_integer(name, value)
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    return value
 
 
 def true_of(encoded: jax.Array) -> jax.Array:

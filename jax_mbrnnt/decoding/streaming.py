@@ -17,12 +17,13 @@ from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
     PyTree,
+    at_least,
     check_transducer,
     lengths_in_range,
     select,
     true_of,
 )
-from jax_mbrnnt.decoding.walk import Place, at_least, make_walk
+from jax_mbrnnt.decoding.walk import Place, make_walk
 from jax_mbrnnt.transducers import Transducer
 
 

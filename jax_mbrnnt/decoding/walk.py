@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_mbrnnt.arcs import as_integer
 from jax_mbrnnt.decoding.lanes import Lanes
 from jax_mbrnnt.decoding.result import GreedyDecoding
 from jax_mbrnnt.decoding.rows import check_start_row
@@ -33,6 +32,7 @@ from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
     PyTree,
+    at_least,
     check_functions,
     select,
     start_label_of,
@@ -295,10 +295,3 @@ def _usual(jumps: bool) -> tuple[int, float]:
     if jax.default_backend() != "cpu":
         return 8, 0.0
     return (1, 0.75) if jumps else (4, 0.5)
-
-
-def at_least(least: int, name: str, value: Any) -> int:
-    value = as_integer(name, value)
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-    return value
