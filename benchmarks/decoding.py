@@ -5,8 +5,8 @@
 The networks cost what real ones cost, but what the joint answers is laid down. Labels are due at
 random frames; it answers with them where they are, with a blank elsewhere, and each time with the
 longest duration that ends before the next one: as a model does that has learnt its durations
-perfectly, and is sure of every label. So the evaluations saved are the most that these durations can
-save, and are the durations' doing, not the implementation's.
+perfectly, and is sure of every label. So the evaluations saved are the most that these durations
+can save, and are the durations' doing, not the implementation's.
 """
 
 import argparse

@@ -178,7 +178,7 @@ def _search(
     # do. Hence all of it is selected, between equal values, by something made of `encoded`.
     in_range &= true_of(encoded)
     zeros = jnp.where(in_range, 0, 0).astype(jnp.int32)
-    first = predict(jnp.full_like(zeros, walk.start_label), initial_state)
+    first = predict(zeros + walk.start_label, initial_state)
     prediction, state = select(in_range, first, first)
     log_probs = jnp.where(in_range, 0.0, jnp.nan).astype(jnp.float32)
     found = nothing_found(zeros, log_probs, max_labels)

@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jax_mbrnnt import _checks
+from jax_mbrnnt._mesh import zeros_like
 from jax_mbrnnt._program import run
 from jax_mbrnnt.decoding.result import GreedyDecoding, nothing_found
 from jax_mbrnnt.decoding.search import (
@@ -223,7 +224,7 @@ class GreedyStream:
         zeros = jnp.where(true, 0, 0).astype(jnp.int32)
 
         def begin(carry: StreamCarry) -> list[PyTree]:
-            labels = jnp.full_like(carry.frames, walk.start_label)
+            labels = zeros_like(carry.frames) + walk.start_label
             first = self.predict(labels, initial_state)
             return select(carry.is_new, list(first), [carry.prediction, carry.state])
 
@@ -248,5 +249,5 @@ class GreedyStream:
             frames=carry.frames + lengths,
             log_probs=found.log_probs,
             joint_evaluations=found.joint_evaluations,
-            is_new=jnp.zeros_like(carry.is_new),
+            is_new=zeros_like(carry.is_new),
         )

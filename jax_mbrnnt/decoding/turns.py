@@ -93,7 +93,7 @@ class Turns(NamedTuple):
         sums = jnp.where(is_there, 0.0, -jnp.inf) + of_each.astype(jnp.float32)[..., None]
         hashes = jnp.stack([of_each, of_each], axis=-1).astype(jnp.uint32)
         rows = Rows.nothing(of_each, scores, self.looks.candidates)
-        emissions = Emissions(of_each, of_each, of_each, jnp.zeros_like(rows.label_arcs))
+        emissions = Emissions(of_each, of_each, of_each, zeros_like(rows.label_arcs))
         return Search(
             n=zeros,
             is_sound=in_range & (zeros == 0),

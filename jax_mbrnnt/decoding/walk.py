@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_mbrnnt._mesh import zeros_like
 from jax_mbrnnt.decoding.lanes import Lanes
 from jax_mbrnnt.decoding.result import GreedyDecoding
 from jax_mbrnnt.decoding.rows import check_start_row
@@ -141,18 +142,18 @@ class Walk:
             logits = jax.vmap(self.joint, in_axes=(0, None))(frames, prediction)
         steps = self.steps.best(logits)
 
-        nothing = jnp.zeros_like(frame)
+        nothing = zeros_like(frame)
         turn = _Turn(
             frame=frame,
             symbols=symbols,
             log_prob=log_probs,
             visited=nothing,
             searches=searches,
-            emits=jnp.zeros_like(searches),
+            emits=zeros_like(searches),
             label=nothing,
             at=nothing,
             duration=nothing,
-            label_log_prob=jnp.zeros_like(log_probs),
+            label_log_prob=zeros_like(log_probs),
         )
         for w in range(window):
             here = turn.searches & (turn.frame == first + w) & (turn.frame < lengths)
@@ -210,9 +211,9 @@ class Walk:
             waits = own_label >= 0
             after = self.predict(jnp.where(waits, own_label, self.start_label), own_before[1])
             return (
-                lanes.give(label, jnp.full_like(own_label, -1)),
+                lanes.give(label, zeros_like(own_label) - 1),
                 *lanes.give(before, select(waits, list(after), own_before)),
-                lanes.add(steps, jnp.ones_like(own_label)),
+                lanes.add(steps, zeros_like(own_label) + 1),
             )
 
         operands = place.label, place.prediction, place.state, place.found.prediction_steps
