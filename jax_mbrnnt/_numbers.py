@@ -83,7 +83,7 @@ class Given(NamedTuple):
             )
             for name, x in zip(self._fields, self, strict=True)
         )
-        sound = jnp.isfinite(sigma) & (fastemit_lambda >= -1) & (fastemit_lambda <= _LARGEST)
+        sound = (jnp.abs(sigma) < jnp.inf) & (fastemit_lambda >= -1) & (fastemit_lambda <= _LARGEST)
         sound &= (clamp == 0) | ((clamp >= _LEAST) & (clamp <= _LARGEST))
         of_each = zeros_of_batch(like, num_batch, dtype)
         return Numbers(

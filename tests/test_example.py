@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import wave
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,12 +32,22 @@ for module in (
 
 from flax import nnx  # noqa: E402
 
+from cases import compilation_cache  # noqa: E402
+
 _TRAIN = pathlib.Path(__file__).parents[1] / "examples" / "spoken_words" / "train.py"
 _LISTEN = _TRAIN.with_name("listen.py")
 # The Orbax that goes with older JAX cannot save what several devices hold.
 _SAVES_MANY = jax.__version_info__ >= (0, 7)
 _needs_many = pytest.mark.skipif(not _SAVES_MANY, reason="Orbax saves arrays of one device only")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_in_common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in compilation_cache(tmp_path_factory).items():
+            patch.setenv(name, value)
+        yield
 
 
 def _run(*arguments: str, program: pathlib.Path = _TRAIN) -> subprocess.CompletedProcess[str]:
