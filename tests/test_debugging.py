@@ -111,6 +111,9 @@ MODES: dict[str, Callable[[], Any]] = {
 }
 
 
+TO_THE_DEVICE = ("xla", "transfers", "gradients")
+
+
 @functools.cache
 def called(implementation: Implementation, name: str) -> Any:
     return jax.block_until_ready(calls(implementation)[name]())
@@ -118,7 +121,12 @@ def called(implementation: Implementation, name: str) -> Any:
 
 @pytest.mark.parametrize("name", calls("ffi"))
 @pytest.mark.parametrize("mode", MODES)
-def test_eager_calls(mode: str, name: str, implementation: Implementation) -> None:
+def test_eager_calls(
+    mode: str, name: str, implementation: Implementation, request: pytest.FixtureRequest
+) -> None:
+    if jax.__version_info__ < (0, 7) and (implementation, mode, name) == TO_THE_DEVICE:
+        reason = "older JAX brings the twin's constants to the device at every eager vjp"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     expected = called(implementation, name)
     with MODES[mode]():
         found = jax.block_until_ready(calls(implementation)[name]())
