@@ -77,6 +77,27 @@ def put(buffer: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, i, x: row.at[i].set(x, mode="drop"))(buffer, place, value)
 
 
+def emitted(
+    r: Result,
+    active: jax.Array,
+    emits: jax.Array,
+    label: jax.Array,
+    log_prob: jax.Array,
+    frame: jax.Array,
+) -> Result:
+    """`r`, and what a turn found for the utterances `active`."""
+    place = jnp.where(emits, r.label_lengths, r.labels.shape[1])
+    return Result(
+        put(r.labels, place, label),
+        r.label_lengths + emits,
+        put(r.frames, place, frame),
+        r.log_probs + jnp.where(active, log_prob, 0.0),
+        r.joint_evaluations + active,
+        r.joint_rows + 1,
+        r.prediction_steps + 1,
+    )
+
+
 def one_at_a_time(
     arcs: Arcs,
     joint: Any,
@@ -99,24 +120,11 @@ def one_at_a_time(
         row = jax.vmap(lambda x, i: lax.dynamic_index_in_dim(x, i, keepdims=False))(encoded, frame)
         label, emits, duration, log_prob = arcs(joint(row, prediction))
         emits &= active
-        place = jnp.where(emits, r.label_lengths, room)
+        r = emitted(r, active, emits, label, log_prob, frame)
         after = predict(jnp.where(emits, label, start), memory)
         prediction, memory = select(emits, after, (prediction, memory))
         frame += jnp.where(active, jnp.minimum(duration, lengths - frame), 0)
-        return (
-            frame,
-            prediction,
-            memory,
-            Result(
-                put(r.labels, place, label),
-                r.label_lengths + emits,
-                put(r.frames, place, state[0]),
-                r.log_probs + jnp.where(active, log_prob, 0.0),
-                r.joint_evaluations + active,
-                r.joint_rows + 1,
-                r.prediction_steps + 1,
-            ),
-        )
+        return frame, prediction, memory, r
 
     return _search(turn, zeros, lengths, predict, initial, start, room)
 
@@ -154,18 +162,9 @@ def frame_by_frame(
             _, prediction, memory, asks, jump, r = inner
             label, emits, duration, log_prob = arcs(joint(row, prediction))
             emits &= asks
-            place = jnp.where(emits, r.label_lengths, room)
+            r = emitted(r, asks, emits, label, log_prob, frame)
             after = predict(jnp.where(emits, label, start), memory)
             prediction, memory = select(emits, after, (prediction, memory))
-            r = Result(
-                put(r.labels, place, label),
-                r.label_lengths + emits,
-                put(r.frames, place, frame),
-                r.log_probs + jnp.where(asks, log_prob, 0.0),
-                r.joint_evaluations + asks,
-                r.joint_rows + 1,
-                r.prediction_steps + 1,
-            )
             jump = jnp.where(asks, duration, jump)
             asks &= emits & (duration == 0)
             return jnp.any(asks), prediction, memory, asks, jump, r

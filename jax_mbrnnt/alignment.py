@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_mbrnnt import _loss
+from jax_mbrnnt import _loss, _reference
 from jax_mbrnnt._stages import Implementation
 from jax_mbrnnt.arcs import Arc
 from jax_mbrnnt.lattice import lengths_of, operands_of
@@ -56,12 +56,8 @@ def _log_probs_jvp(arcs, primals, tangents):
     if num_frames == 0:  # no path has an arc, and nothing can be looked up
         return _log_probs(*primals, arcs), jax.tree.map(jnp.zeros_like, (found[2], found[4]))
 
-    def of_arc(values):
-        chosen = (jnp.where(found.arcs == a, value, 0) for a, value in enumerate(values))
-        return sum(chosen, jnp.zeros_like(found.arcs))
-
-    durations = of_arc([arc.duration for arc in arcs])
-    emits = of_arc([int(arc.emits) for arc in arcs])
+    durations = _reference.of_arcs(found.arcs, [arc.duration for arc in arcs])
+    emits = _reference.of_arcs(found.arcs, [int(arc.emits) for arc in arcs])
     t, u = (jnp.cumsum(x, axis=-1, dtype=x.dtype) - x for x in (durations, emits))
     on_path = found.arcs >= 0
     place = jnp.where(on_path, (t * columns + u) * num_arcs + found.arcs, 0)

@@ -43,6 +43,9 @@ def tdt(*durations: int, **options: Any) -> TDT:
     return TDT(durations=durations, **options)
 
 
+EACH = [multiblank(2, 4), tdt(0, 1, 2, 3, 4)]
+
+
 def name(transducer: Any) -> str:
     """Of a test's parameter."""
     options = [

@@ -17,6 +17,7 @@ from jax_mbrnnt import (
     greedy_decode,
 )
 from plain_search import (
+    EACH,
     HAT,
     LABELS,
     assert_equal,
@@ -48,7 +49,6 @@ MANY = [
     tdt(0, 1, 2, 4, blank_id=0),
     HAT(),
 ]
-EACH = [multiblank(2, 4), tdt(0, 1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("transducer", MANY, ids=name)

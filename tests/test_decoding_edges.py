@@ -10,6 +10,7 @@ import pytest
 
 from jax_mbrnnt import TDT, GreedyDecoding, MultiblankRNNT, Transducer, greedy_decode
 from plain_search import (
+    EACH,
     HAT,
     assert_equal,
     assert_matches,
@@ -25,7 +26,6 @@ from plain_search import (
 )
 
 RNNT = multiblank()
-EACH = [multiblank(2, 4), tdt(0, 1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("transducer", EACH, ids=name)

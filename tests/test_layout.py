@@ -30,7 +30,7 @@ MODULES: dict[str, set[str]] = {
         *("_primitives", "_program", "_reference", "_stages"),
     },
     "lattice": {"_checks", "_loss", "_primitives", "_reference", "_stages", "arcs"},
-    "alignment": {"_loss", "_stages", "arcs", "lattice"},
+    "alignment": {"_loss", "_reference", "_stages", "arcs", "lattice"},
     "transducers/transducer": {
         *("_checks", "_chunks", "_joint_loss", "_loss", "_numbers", "_stages"),
         *("alignment", "arcs"),

@@ -11,6 +11,7 @@ import pytest
 
 from jax_mbrnnt import GreedyDecoding, GreedyStream, StreamCarry, Transducer
 from plain_search import (
+    EACH,
     HAT,
     Model,
     assert_matches,
@@ -32,7 +33,6 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
     (tdt(0, 9), {}),
     (HAT(), {"start_label": 0}),
 ]
-EACH = [multiblank(2, 4), tdt(0, 1, 2, 3, 4)]
 Step = Callable[..., tuple[GreedyDecoding, StreamCarry]]
 
 

@@ -1,5 +1,8 @@
 """A small transducer in Flax NNX: encoder, stateless prediction network, joint."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,30 +172,22 @@ class Recogniser(nnx.Module):
 
     def decode(self, batch: Batch) -> GreedyDecoding:
         """Recognises the utterances (no label is looked at), taking the best class at each node."""
-        encoded, lengths = self.encoder(batch)
-        return greedy_decode(
-            self.transducer,
-            self.joint,
-            self.predict,
-            encoded,
-            lengths,
-            initial_state=self.nothing_said(len(encoded)),
-            max_symbols_per_frame=_MOST_SYMBOLS,
-            max_labels=encoded.shape[1],  # Nobody says more than a character every 40 ms.
-        )
+        # Nobody says more than a character every 40 ms.
+        most = batch.features.shape[1] // SUBSAMPLING
+        options = {"max_symbols_per_frame": _MOST_SYMBOLS, "max_labels": most}
+        found: GreedyDecoding = self._searched(greedy_decode, batch, **options)
+        return found
 
     def decode_with_beam(self, batch: Batch, beam: int) -> BeamDecoding:
         """Recognises the utterances as the most probable characters over all alignments."""
+        found: BeamDecoding = self._searched(beam_decode, batch, beam=beam)
+        return found
+
+    def _searched(self, search: Callable[..., Any], batch: Batch, **options: int) -> Any:
         encoded, lengths = self.encoder(batch)
-        return beam_decode(
-            self.transducer,
-            self.joint,
-            self.predict,
-            encoded,
-            lengths,
-            initial_state=self.nothing_said(len(encoded)),
-            beam=beam,
-        )
+        functions = self.transducer, self.joint, self.predict
+        initial_state = self.nothing_said(len(encoded))
+        return search(*functions, encoded, lengths, initial_state=initial_state, **options)
 
     def stream(self) -> GreedyStream:
         """Returns what recognises one speaker, chunk by chunk of encoded frames."""

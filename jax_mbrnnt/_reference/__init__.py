@@ -8,7 +8,7 @@ Each stage is a function of arrays `[batch_dims..., T, U+1, ...]`; lengths are i
 `[batch_dims...]`. See `lattice/` for the recursions and the meaning of an arc table.
 """
 
-from jax_mbrnnt._reference.alignment import lattice_alignment
+from jax_mbrnnt._reference.alignment import lattice_alignment, of_arcs
 from jax_mbrnnt._reference.derivatives import (
     differentiable_lattice_loss,
     differentiable_loss,
@@ -32,5 +32,6 @@ __all__ = [
     "lengths_are_valid",
     "logit_gradients",
     "nothing_but_a_tangent",
+    "of_arcs",
     "real_dtype",
 ]

@@ -96,7 +96,7 @@ def _best_arcs(
     return best_arcs, (recent.high + recent.low)[0, ..., 0]
 
 
-def _of_arcs(chosen: jax.Array, values: Sequence[int]) -> jax.Array:
+def of_arcs(chosen: jax.Array, values: Sequence[int]) -> jax.Array:
     """The value of the arcs chosen, 0 where none (-1) is."""
     of_each = [jnp.where(chosen == a, value, 0) for a, value in enumerate(values)]
     return functools.reduce(operator.add, of_each).astype(jnp.int32)
@@ -124,10 +124,10 @@ def _follow(
         place = jnp.where(alive, (at.t + at.u) * columns + at.u, 0)
         arc = jnp.take_along_axis(best_arcs, place[..., None], axis=-1)[..., 0]
         arc = jnp.where(alive, arc, -1)
-        emits = _of_arcs(arc, [int(a.emits) for a in arcs])
+        emits = of_arcs(arc, [int(a.emits) for a in arcs])
         is_own = (label == at.u[..., None]) & (emits == 1)[..., None]
         moved = _Trace(
-            t=at.t + _of_arcs(arc, [a.duration for a in arcs]),
+            t=at.t + of_arcs(arc, [a.duration for a in arcs]),
             u=at.u + emits,
             frames=jnp.where(is_own, at.t[..., None], at.frames),
             label_arcs=jnp.where(is_own, arc[..., None], at.label_arcs),
@@ -167,7 +167,7 @@ def lattice_alignment(
     trace, path = _follow(best_arcs, ends, columns - 1, arcs)
 
     emitted = trace.frames >= 0
-    durations = _of_arcs(trace.label_arcs, [arc.duration for arc in arcs])
+    durations = of_arcs(trace.label_arcs, [arc.duration for arc in arcs])
     label_log_probs = jnp.zeros(emitted.shape, arc_log_probs.dtype)
     if num_frames > 0:  # else there is nothing that could be looked up
         (u,) = iotas(len(batch), columns - 1)

@@ -31,7 +31,7 @@ from jax_mbrnnt.decoding.search import (
     at_least,
     check_functions,
     check_transducer,
-    lengths_in_range,
+    searchable,
     select,
     start_label_of,
 )
@@ -82,7 +82,7 @@ class BeamDecoding(NamedTuple):
 
     def tolist(self) -> list[Any]:
         """Of each utterance the labels of its hypotheses, without padding, on the host."""
-        labels, lengths, scores = (np.asarray(x) for x in (self.labels, *self[1:2], self.scores))
+        labels, lengths, scores = map(np.asarray, (self.labels, self.label_lengths, self.scores))
 
         def of(labels: np.ndarray, lengths: np.ndarray, scores: np.ndarray) -> list[Any]:
             if lengths.ndim == 1:
@@ -126,11 +126,9 @@ def beam_decode(
         any utterances. Their number is neither B nor always the same.
       predict: likewise. It is called for the hypotheses with new labels that are about to be
         expanded.
-      encoded: `[B, T, H...]`, the output of the encoder; `[T, H]` of one utterance, of which then
-        neither `logit_lengths` and `initial_state` nor the result have a `B`.
-      logit_lengths: `[B]` integers, the valid frames of each utterance; all of them if None.
-      initial_state: `[B, ...]`, the prediction network's state before `start_label`; `()` if it has
-        none.
+      encoded: as in `greedy_decode`, of a batch or of one utterance.
+      logit_lengths: as in `greedy_decode`.
+      initial_state: as in `greedy_decode`.
       beam: how many hypotheses of an utterance are kept. 1 is allowed: it still sums over the
         alignments of its sequence.
       threshold: nats at least 0, may be traced. Whatever is so much less probable than the best
@@ -229,10 +227,7 @@ def _search(
     start_label: Any,
     **options: Any,
 ) -> BeamDecoding:
-    batch, frames = encoded.shape[:2]
-    lengths, in_range = lengths_in_range(lengths, encoded)
-    if frames == 0:  # Nothing is decoded, but the loop still needs a frame to be compiled with.
-        encoded = jnp.zeros((batch, 1, *encoded.shape[2:]), encoded.dtype)
+    encoded, lengths, in_range = searchable(lengths, encoded)
     plan = transducer.plan(check_functions(joint, predict, encoded, initial_state))
     looks = Looks(
         joint=joint,

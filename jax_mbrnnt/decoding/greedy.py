@@ -26,7 +26,7 @@ from jax_mbrnnt.decoding.search import (
     Speech,
     at_least,
     check_transducer,
-    lengths_in_range,
+    searchable,
     select,
     true_of,
 )
@@ -168,10 +168,7 @@ def _search(
     max_labels: int,
     **options: Any,
 ) -> GreedyDecoding:
-    batch, frames = encoded.shape[:2]
-    lengths, in_range = lengths_in_range(lengths, encoded)
-    if frames == 0:  # Nothing is decoded, but the loop still needs a frame to be compiled with.
-        encoded = jnp.zeros((batch, 1, *encoded.shape[2:]), encoded.dtype)
+    encoded, lengths, in_range = searchable(lengths, encoded)
     walk = make_walk(transducer, joint, predict, encoded, initial_state, **options)
 
     # Under `shard_map` the loop's state has to vary over the mesh from the start, as its results

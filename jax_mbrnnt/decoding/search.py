@@ -71,14 +71,22 @@ def true_of(encoded: jax.Array) -> jax.Array:
     return true  # all of nothing
 
 
-def lengths_in_range(lengths: jax.Array | None, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns `[B]` frames to decode, and whether the length is in range (if not, 0 frames)."""
+def searchable(
+    lengths: jax.Array | None, encoded: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`encoded` with a frame at least, since loops need one to be compiled with; `[B]` frames to
+    decode; and whether the length is in range (if not, they are 0).
+    """
     batch, frames = encoded.shape[:2]
     if lengths is None:
-        return jnp.full((batch,), frames, jnp.int32), jnp.ones((batch,), bool)
-    lengths = _checks.widened(lengths)
-    in_range = (lengths >= 0) & (lengths <= frames)
-    return jnp.where(in_range, lengths, 0), in_range
+        lengths, in_range = jnp.full((batch,), frames, jnp.int32), jnp.ones((batch,), bool)
+    else:
+        lengths = _checks.widened(lengths)
+        in_range = (lengths >= 0) & (lengths <= frames)
+        lengths = jnp.where(in_range, lengths, 0)
+    if frames == 0:
+        encoded = jnp.zeros((batch, 1, *encoded.shape[2:]), encoded.dtype)
+    return encoded, lengths, in_range
 
 
 def start_label_of(given: Any, emission: Emission) -> Any:

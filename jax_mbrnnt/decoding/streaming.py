@@ -20,7 +20,7 @@ from jax_mbrnnt.decoding.search import (
     PyTree,
     at_least,
     check_transducer,
-    lengths_in_range,
+    searchable,
     select,
     true_of,
 )
@@ -197,15 +197,12 @@ class GreedyStream:
         lengths: jax.Array | None,
         initial_state: PyTree,
     ) -> tuple[GreedyDecoding, StreamCarry]:
-        batch, frames = chunk.shape[:2]
-        max_labels = self.max_labels
+        frames, max_labels = chunk.shape[1], self.max_labels
         if max_labels is None:
             most = at_least(1, "max_symbols_per_frame", self.max_symbols_per_frame)
             max_labels = frames * most
         max_labels = at_least(0, "max_labels", max_labels)
-        lengths, in_range = lengths_in_range(lengths, chunk)
-        if frames == 0:
-            chunk = jnp.zeros((batch, 1, *chunk.shape[2:]), chunk.dtype)
+        chunk, lengths, in_range = searchable(lengths, chunk)
         walk = make_walk(
             self.transducer,
             self.joint,
