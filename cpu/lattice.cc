@@ -98,9 +98,16 @@ class Utterance {
       return;
     }
     Walk</*kForward=*/true>(Alphas());
-    const ScaledRow<T> last = Alphas() + diagonals_.At(diagonals_.Last(), lattice_.extent.labels);
-    s_.likelihoods[b_] = {*last.mantissas, *last.exponents};
-    s_.losses[b_] = Loss(s_.likelihoods[b_]);
+    const auto alphas = [&](int64_t t, int64_t u) {
+      const ScaledRow<T> node = Alphas() + diagonals_.At(t + u, u);
+      return Scaled<T>{*node.mantissas, *node.exponents};
+    };
+    Scaled<T> likelihood = alphas(lattice_.extent.frames, lattice_.extent.labels);
+    for (int64_t u = 0; u <= lattice_.extent.labels; ++u) {
+      if (EndsInNan(lattice_, alphas, u)) likelihood.mantissa = T(NAN);
+    }
+    s_.likelihoods[b_] = likelihood;
+    s_.losses[b_] = Loss(likelihood);
   }
   void WriteBetas() {
     if (lattice_.extent.valid) Walk</*kForward=*/false>(Betas());

@@ -93,7 +93,8 @@ static __device__ __attribute__((noinline)) void RestOfChunk(const TileWalk& wal
 }
 
 // `border`: what the tile's left neighbour has sent, or null. `pending` is the next chunk's after
-// it.
+// it. A chunk with a NaN is NaN as a whole, and all that it sends: so any arc that is there poisons
+// its utterance, also where no path to the final node comes by.
 static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk,
                                                             const SweepPlan& plan, int chunk,
                                                             const uint64_t* border,
@@ -104,6 +105,7 @@ static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk
   OnTheWay<Scaled<double>> rest;
   RestOfChunk(walk, plan, chunk, rest);
   Scaled<double> sent[kChunk];
+  bool poisoned = false;
 #pragma unroll 1
   for (int k = 0; k < kChunk; ++k) {
     const int i = walk.RowOf(first + k, lane);
@@ -114,6 +116,7 @@ static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk
                                  : Scaled<double>::Zero();
     }
     number = Sum(Sum(number, pending.Blanks(k)), rest.Blanks(k));
+    poisoned |= number.IsPoisoned();
     __stcg(walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane, k), PackOwn(number));
 
     Scaled<double> to_right = Sum(pending.Labels(k), rest.Labels(k));
@@ -130,6 +133,14 @@ static __device__ __attribute__((noinline)) void ExactChunk(const TileWalk& walk
       to = Sum(to, Share(number, walk.ArcLogProb(i, j, arc, a)));
     }
     pending.Sent() = sent[k] = to_right;
+  }
+  if (__any_sync(kAllLanes, poisoned)) {
+    const Scaled<double> nan = {NAN, 0};
+#pragma unroll 1
+    for (int k = 0; k < kChunk; ++k) {
+      pending.Blanks(k) = sent[k] = nan;
+      __stcg(walk.numbers.numbers + place * kBlock + NodeNumbers::Within(lane, k), PackOwn(nan));
+    }
   }
   uint64_t* right = walk.RightBorder(chunk);
   if (lane != kWarp - 1 || right == nullptr) return;

@@ -21,10 +21,19 @@ __global__ void __launch_bounds__(256)
     }
     __syncthreads();
   }
-  if (forward && threadIdx.x == 0) {
+  if (!forward) return;
+  __shared__ int num_poisoned;
+  if (threadIdx.x == 0) num_poisoned = 0;
+  __syncthreads();
+  for (int64_t u = threadIdx.x; u <= extent.labels; u += blockDim.x) {
+    if (EndsInNan(lattice, numbers, u)) atomicAdd(&num_poisoned, 1);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
     StoreLikelihood(s, b,
-                    extent.valid ? AlphaAt(lattice, numbers, extent.frames, extent.labels)
-                                 : Scaled<T>{T(NAN), T(0)});
+                    num_poisoned > 0 || !extent.valid
+                        ? Scaled<T>{T(NAN), T(0)}
+                        : AlphaAt(lattice, numbers, extent.frames, extent.labels));
   }
 }
 

@@ -37,6 +37,15 @@ struct Arc {
 struct ArcTable {
   int32_t size;
   Arc arcs[kMaxArcs];
+
+  // The frames of the shortest blank, INT32_MAX if there is none.
+  MBRNNT_HD int32_t LeastBlank() const {
+    int32_t least = INT32_MAX;
+    for (int a = 0; a < size; ++a) {
+      if (!arcs[a].emits && arcs[a].duration < least) least = arcs[a].duration;
+    }
+    return least;
+  }
 };
 
 MBRNNT_HD uint32_t Unsigned(int32_t x) { return static_cast<uint32_t>(x); }
@@ -144,6 +153,20 @@ template <typename T, typename Number, typename Betas>
 MBRNNT_HD Number BetaAt(const Lattice<T, int64_t, Number>& lattice, const Betas& betas, int64_t t,
                         int64_t u) {
   return SumOverArcs(lattice.table.size, [&](int a) { return ArcBeta(lattice, betas, t, u, a); });
+}
+
+// Does a NaN come to its end in column u? An arc that is there poisons its utterance, also where no
+// path to the final node comes by. A NaN goes along the arcs to a node that none leaves: one from
+// where the shortest blank is too long.
+template <typename T, typename Number, typename Alphas>
+MBRNNT_HD bool EndsInNan(const Lattice<T, int64_t, Number>& lattice, const Alphas& alphas,
+                         int64_t u) {
+  bool any = false;
+  const int64_t least = lattice.table.LeastBlank(), frames = lattice.extent.frames;
+  for (int64_t t = frames > least ? frames - least : 0; t < frames; ++t) {
+    any |= alphas(t, u).IsPoisoned();
+  }
+  return any;
 }
 
 // The negative log-likelihood; of a certain utterance +0, not -0.

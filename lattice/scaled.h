@@ -37,6 +37,7 @@ struct alignas(2 * sizeof(T)) Scaled {  // one load, one store
 
   static MBRNNT_HD Scaled Zero() { return {T(0), -T(INFINITY)}; }
   static MBRNNT_HD Scaled One() { return {T(1), T(0)}; }
+  MBRNNT_HD bool IsPoisoned() const { return mantissa != mantissa; }  // T is one number
   // exp(x) of a log-probability. One whose binary logarithm is out of range is as good as -inf.
   static MBRNNT_HD Scaled FromLog(T x);
 };

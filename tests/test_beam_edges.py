@@ -250,12 +250,14 @@ def test_what_a_language_model_forbids(value: float) -> None:
 # ---- what is wrong --------------------------------------------------------------------------
 
 
-def decode_concretely(transducer: Any = None, encoded: Any = None, **options: Any) -> BeamDecoding:
+def decode_concretely(
+    transducer: Any = None, encoded: Any = None, predict: Any = None, **options: Any
+) -> BeamDecoding:
     def run(encoded: Any) -> BeamDecoding:
         return beam_decode(
             multiblank() if transducer is None else transducer,
             lambda frame, _: frame,
-            lambda labels, state: ((), state),
+            (lambda labels, state: ((), state)) if predict is None else predict,
             encoded,
             **{"initial_state": (), **options},
         )
@@ -299,6 +301,11 @@ WRONG: dict[str, tuple[dict[str, Any], type, str]] = {
     ),
     "bonus": ({"label_bonus": jnp.zeros(2)}, TypeError, "label_bonus: expected a number"),
     "language": ({"language_model": "GPT"}, TypeError, "language_model: expected a LanguageModel"),
+    "start row": (
+        {"predict": lambda labels, state: (jnp.zeros((5, 2))[labels], state)},
+        ValueError,
+        r"predict: expected a row for the start label, class 5, .* shape \(5, 2\)",
+    ),
     "start_label": ({"start_label": 6}, ValueError, r"start_label: expected a class in \[0, 6\)"),
     "start of a HAT": ({"transducer": HAT()}, ValueError, "start_label: expected a class of the"),
 }

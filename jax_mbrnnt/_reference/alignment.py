@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_mbrnnt._mesh import unify_varying, zeros_of_batch
-from jax_mbrnnt._reference.lattice import Arcs, existing_arcs, is_lost
+from jax_mbrnnt._reference.lattice import Arcs, existing_arcs, is_lost, poisoned_arcs
 from jax_mbrnnt._reference.nodes import iota, iotas, lengths_are_valid
 
 
@@ -154,7 +154,7 @@ def lattice_alignment(
     )
     *batch, num_frames, columns, num_arcs = arc_log_probs.shape
     exists = existing_arcs(logit_lengths, label_lengths, num_frames, columns, arcs)
-    poisoned = exists & (jnp.isnan(arc_log_probs) | (arc_log_probs == jnp.inf))
+    poisoned = poisoned_arcs(arc_log_probs, exists)
     is_there = exists & ~poisoned & ~is_lost(arc_log_probs)
     weights = jnp.where(is_there, arc_log_probs, -jnp.inf)
     best_arcs, log_probs = _best_arcs(weights, logit_lengths, label_lengths, arcs)

@@ -141,7 +141,13 @@ def _log_likelihoods(
 
     carry = (recent, zero - jnp.inf)
     (_, log_likelihood), _ = jax.lax.scan(step, carry, (iota(diagonals), steps))
-    return log_likelihood
+    # Any arc that is there poisons, also where no path to the final node comes by.
+    poisoned = jnp.any(poisoned_arcs(arc_log_probs, exists), axis=(-3, -2, -1))
+    return jnp.where(poisoned, jnp.nan, log_likelihood)
+
+
+def poisoned_arcs(arc_log_probs: jax.Array, exists: jax.Array) -> jax.Array:
+    return exists & (jnp.isnan(arc_log_probs) | (arc_log_probs == jnp.inf))
 
 
 def _losses(

@@ -159,8 +159,9 @@ def real_logit_gradients(
     shifts, log_sums = (list(jnp.moveaxis(log_normalizers[..., i::2], -1, 0)) for i in (0, 1))
     # Where no path comes through the gradient is 0, whatever the logits hold.
     visited = at_score([head.visited for head in of_heads])
-    x = jnp.where(visited, logits.astype(posteriors.dtype) - at_score(shifts), -jnp.inf)
-    gradient = jnp.exp(x - at_score(log_sums)) * at_score([head.total for head in of_heads])
+    x = logits.astype(posteriors.dtype) - at_score(shifts) - at_score(log_sums)
+    x = jnp.where(visited, x, -jnp.inf)
+    gradient = jnp.exp(x) * at_score([head.total for head in of_heads])
     label, _ = _next_labels(labels, emission.num_labels)
     for start, head in zip(_starts(emission), of_heads, strict=True):
         for v, posterior in head.of_classes.items():

@@ -23,6 +23,7 @@ from jax_mbrnnt.decoding.hypotheses import take
 from jax_mbrnnt.decoding.language_model import LanguageModel
 from jax_mbrnnt.decoding.largest import largest
 from jax_mbrnnt.decoding.looks import Looks, flat
+from jax_mbrnnt.decoding.rows import check_start_row
 from jax_mbrnnt.decoding.search import (
     Joint,
     Predict,
@@ -239,6 +240,7 @@ def _search(
     )
     turns = Turns.of(looks, beam)
     start = start_label_of(start_label, plan.emission)
+    check_start_row(predict, encoded.shape[0], initial_state, start)
     begin = turns.begin(in_range, initial_state, start)
     return _found(looks, lax.while_loop(lambda s: jnp.any(s.is_alive), turns.turn, begin))
 
