@@ -5,18 +5,14 @@
 Multi-blank with durations 2, 4, 8 unless RNN-T or TDT is said (durations 0 to 4: V + 5 scores),
 float32 unless bfloat16 is said. Every gradient is compared with pure JAX's before it is timed. All
 programs of a shape take turns, in a new order each round. The same in a process that keeps its
-memory, memory, scaling and greedy decoding follow. Writes `cpu.txt` (what is printed), `cpu.csv`,
+memory, memory and scaling follow. Writes `cpu.txt` (what is printed), `cpu.csv`,
 `scaling.csv` and `scaling.png`.
 """
 
 import argparse
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
-import os
 import pathlib
-import platform
 import subprocess
 import sys
 import time
@@ -27,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import decoding
 import floor
 import kept
 import memory
@@ -44,6 +39,7 @@ from cpu_report import (
     table_of_ratios,
     table_of_times,
 )
+from machine import machine
 from programs import MULTIBLANK, RNNT, TDT_0_TO_4, Kind, Problem, Shape, make_problem
 from tables import write_csv
 from timing import Call, Pass, interleave
@@ -282,38 +278,6 @@ class Table:
         return result
 
 
-def machine() -> list[str]:
-    """What a reader needs to place the numbers."""
-    try:
-        info = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        info = []
-    facts = dict(reversed([[x.strip() for x in row.split(":", 1)] for row in info if ":" in row]))
-    wanted = ("f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_bf16", "asimd", "bf16")
-    has = set((facts.get("flags") or facts.get("Features") or "").split())
-    flags = [flag for flag in wanted if flag in has]
-
-    def version(package: str) -> str:
-        try:
-            return f"{package} {importlib.metadata.version(package)}"
-        except importlib.metadata.PackageNotFoundError:
-            return f"{package} not here"
-
-    here = pathlib.Path(__file__).parent
-    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    compiler = subprocess.run(
-        [os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True
-    ).stdout.splitlines()[0]
-    packages = ("jax", "jaxlib", "numpy", "torch", "torchaudio")
-    return [
-        f"{datetime.date.today()}, commit {commit}",
-        f"{facts.get('model name', platform.machine())}, {floor.num_threads()} cores "
-        f"({' '.join(flags)}), load {os.getloadavg()[0]:.1f} at the start",
-        f"Python {platform.python_version()}, {', '.join(map(version, packages))}, {compiler}",
-    ]
-
-
 # ---- All of it -----------------------------------------------------------------------------
 
 
@@ -372,9 +336,7 @@ def main() -> None:
         say(f"Largest error of a float32 gradient against float64 at {precision.SHAPE},")
         say(f"goal {PRECISION_GOAL:.0e}:")
         say(*(f"  {name:24}{error:.1e}" for name, error in precision.measure().items()), "")
-    rows, lines = decoding.run(quick)
-    write_csv(FIELDS, [row for table in tables for row in table.rows()] + rows, out / "cpu.csv")
-    say(*lines, "")
+    write_csv(FIELDS, [row for table in tables for row in table.rows()], out / "cpu.csv")
     say(*scaling.run(quick, out), "")
     say(f"{time.monotonic() - start:.0f} s in all")
     (out / "cpu.txt").write_text("\n".join(text) + "\n")

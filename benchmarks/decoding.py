@@ -1,6 +1,6 @@
 """Decoding of each transducer beside other searches, whole and by chunks, in one run.
 
-    python benchmarks/decoding.py [--quick] [--out FILE]        cpu.py does this, too
+    python benchmarks/decoding.py [--quick] [--out FILE]
 
 The networks cost what real ones cost, but what the joint answers is laid down. Labels are due at
 random frames; it answers with them where they are, with a blank elsewhere, and each time with the
@@ -22,6 +22,7 @@ import numpy as np
 
 import decoding_rivals as rivals
 from jax_mbrnnt import GreedyStream, Transducer, beam_decode, greedy_decode
+from machine import machine
 from programs import MULTIBLANK, RNNT, TDT_0_TO_4
 from timing import Call, interleave
 
@@ -168,8 +169,12 @@ class Task:
         self.check(program(*operands))
         return Call(program, lambda: operands)
 
-    def stream(self, **options: Any) -> Call:
-        """By chunks; making them is the encoder's work. Labels stay on the device."""
+    def stream(self, is_empty: bool = False, **options: Any) -> Call:
+        """By chunks; making them is the encoder's work. Labels stay on the device.
+
+        `is_empty`: programs that only take and return what those of the search do, which is what
+        JAX's calls cost.
+        """
 
         def stream(params: Params) -> GreedyStream:
             functions = (functools.partial(f, params) for f in (self.joint, self.case.predict))
@@ -192,14 +197,14 @@ class Task:
         carry = init(self.params)
         program = jax.jit(step, donate_argnums=1)  # whose calls cost less than a compiled one's
 
-        def run(carry: Any) -> list[Any]:
+        def run(program: Any, carry: Any) -> list[Any]:
             found = []
             for chunk in chunks:
                 heard, carry = program(self.params, carry, *chunk)
                 found.append(heard)
             return found
 
-        found = jax.device_get(run(carry))
+        found = jax.device_get(run(program, carry))
         last = found[-1]
         self.check(
             last._replace(
@@ -209,7 +214,14 @@ class Task:
                 prediction_steps=sum(x.prediction_steps for x in found),
             )
         )
-        return Call(run, lambda: (init(self.params),))
+        if is_empty:  # takes and returns as much
+            like = jax.tree.map(np.zeros_like, found[0])
+            self.found = like
+            program = jax.jit(
+                lambda params, carry, *chunk: (jax.tree.map(jnp.asarray, like), carry),
+                donate_argnums=1,
+            )
+        return Call(functools.partial(run, program), lambda: (init(self.params),))
 
     def check(self, found: Any) -> None:
         """Every search must say each label at its frame; else they are not comparable."""
@@ -255,6 +267,7 @@ def builders(case: Case) -> dict[str, Callable[[], tuple[Task, Call]]]:
     if case.shortest == 1.0:
         rows |= {name + SEARCHED: of(beam, name) for name in TRANSDUCERS}
         rows |= {name + STREAMED: of(stream, name) for name in TRANSDUCERS}
+        rows |= {"as many empty calls": of(stream, "RNN-T", is_empty=True)}
         rows |= {row + STREAMED: of(stream, name, **half) for name, row in in_lanes.items()}
     return rows
 
@@ -279,7 +292,7 @@ def cases(quick: bool) -> list[Case]:
     return [*full, Case("LSTM", 16, shortest=0.1)]
 
 
-def table(case: Case, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def table(case: Case, quick: bool) -> list[str]:
     built = {name: build() for name, build in builders(case).items()}
     interleave({name: call for name, (_, call) in built.items()}, 0.3 if quick else 12, (3, 30))
     lengths = "" if case.shortest == 1 else f" of {case.lengths[-1]} to {case.frames} frames"
@@ -287,7 +300,7 @@ def table(case: Case, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
     head = f"{'ms/utterance':>14}{'RTF':>9}{'speed':>8}{'goal':>7}"
     head += f"{'nodes':>8}{'joint rows':>12}{'predictions':>13}"
     lines = [f"  {what:32}{head}"]
-    rows, base, medians = [], None, {}
+    base, medians = None, {}
     for name, (task, call) in built.items():
         found = jax.device_get(task.found)
         ms = float(np.median(call.milliseconds)) / case.batch
@@ -306,18 +319,10 @@ def table(case: Case, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
                 line += f"   {ratio:.2f} of greedy's, goal {at_most}"
         medians[name] = ms
         lines.append(line)
-        row = {"B": case.batch, "T": case.frames, "V": CLASSES}
-        row |= {"program": f"decoding, {what}: {name}"}
-        row |= {"median_ms": f"{np.median(call.milliseconds):.4f}"}
-        row |= {"min_ms": f"{min(call.milliseconds):.4f}"}
-        row |= {"max_ms": f"{max(call.milliseconds):.4f}", "samples": len(call.milliseconds)}
-        note = f"{mean[0]:.1f} nodes, {mean[1]:.1f} joint rows, {mean[2]:.1f} predictions"
-        rows.append(row | {"note": f"{note} an utterance"})
-    return rows, lines
+    return lines
 
 
-def run(quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of cpu.py's CSV, and what it prints."""
+def run(quick: bool) -> list[str]:
     first = cases(quick)[0]
     lines = [
         f"Decoding, T = {first.frames} frames of 40 ms, a label every {first.every:.1f} on "
@@ -330,12 +335,9 @@ def run(quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
         f'"{OLDER}": the batch waits for its shortest jump.',
         "Assumed: each time the longest duration that ends before the next label.",
     ]
-    rows = []
     for case in cases(quick):
-        more_rows, more_lines = table(case, quick)
-        rows += more_rows
-        lines += more_lines
-    return rows, lines
+        lines += table(case, quick)
+    return lines
 
 
 def main() -> None:
@@ -343,7 +345,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller, to see it run")
     parser.add_argument("--out", type=pathlib.Path, help="a file for what is printed")
     arguments = parser.parse_args()
-    text = "\n".join(run(arguments.quick)[1]) + "\n"
+    text = "\n".join([*machine(), "", *run(arguments.quick)]) + "\n"
     print(text, end="")
     if arguments.out:
         arguments.out.write_text(text)
