@@ -3,18 +3,69 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jiwer
 import numpy as np
 from flax import nnx
 
 from features import FRAME_SECONDS, Batch, Bucket, to_text
+from intervals import Interval, WordErrors, rate_interval, word_errors
 from jax_mbrnnt import BeamDecoding, GreedyDecoding
-from model import SUBSAMPLING, Recogniser
+from model import Recogniser
 
 BEAM = 4
+
+
+class Recognition(NamedTuple):
+    """What was recognised in the utterances of a bucket."""
+
+    labels: list[np.ndarray]
+    references: list[str]
+    joint_evaluations: np.ndarray  # [N]
+
+    @property
+    def hypotheses(self) -> list[str]:
+        return [to_text(labels) for labels in self.labels]
+
+    @property
+    def errors(self) -> WordErrors:
+        return word_errors(self.references, self.hypotheses)
+
+
+def recognise(
+    recogniser: Recogniser, bucket: Bucket, batch_size: int, max_duration: int | None = None
+) -> Recognition:
+    """Decodes all utterances, without jumps of more than `max_duration` frames if it is given."""
+
+    @nnx.jit
+    def decode(recogniser: Recogniser, batch: Batch) -> GreedyDecoding:
+        return recogniser.decode(batch, max_duration)
+
+    return _recognition(decode, recogniser, bucket, batch_size)
+
+
+def recognise_with_beam(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> Recognition:
+    """The same by beam search: the best hypotheses."""
+
+    @nnx.jit
+    def decode(recogniser: Recogniser, batch: Batch) -> BeamDecoding:
+        found = recogniser.decode_with_beam(batch, BEAM)
+        return found._replace(labels=found.labels[:, 0], label_lengths=found.label_lengths[:, 0])
+
+    return _recognition(decode, recogniser, bucket, batch_size)
+
+
+def _recognition(
+    decode: Callable[[Recogniser, Batch], Any],
+    recogniser: Recogniser,
+    bucket: Bucket,
+    batch_size: int,
+) -> Recognition:
+    found = [jax.device_get(decode(recogniser, batch)) for batch in bucket.batches(batch_size)]
+    labels = [row[:n] for x in found for row, n in zip(x.labels, x.label_lengths, strict=True)]
+    nodes = np.concatenate([x.joint_evaluations for x in found])
+    return Recognition(labels, bucket.texts(), nodes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +76,13 @@ class Evaluation:
       loss: negative log-likelihood, in nats a character, without under-normalisation (sigma), so
         that it means the same for every recogniser.
       word_error_rate: as a fraction.
+      interval: its 95 % interval.
       joint_evaluations: a mean over the utterances.
-      decoding_seconds: encoder and search, a mean over the utterances; each decoded on its own.
+      search_seconds: the search alone, a mean over some utterances; each decoded on its own.
+      decoding_seconds: with the encoder.
       real_time_factor: seconds of decoding for a second of speech.
       beam_word_error_rate: of a beam search with `BEAM` hypotheses.
-      beam_seconds: as `decoding_seconds`, of the beam search.
+      beam_seconds: as `search_seconds`, of the beam search.
       beam_errors: in how many utterances the beam's best hypothesis is less probable, summed over
         all alignments, than what was recognised without a beam.
       references: what was said.
@@ -38,7 +91,9 @@ class Evaluation:
 
     loss: float
     word_error_rate: float
+    interval: Interval
     joint_evaluations: float
+    search_seconds: float
     decoding_seconds: float
     real_time_factor: float
     beam_word_error_rate: float
@@ -50,52 +105,85 @@ class Evaluation:
 
 def evaluate(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> Evaluation:
     """Measures a recogniser on the utterances of a bucket."""
-    losses = [np.asarray(_losses(recogniser, batch)) for batch in bucket.batches(batch_size)]
-    whole = bucket.whole()
-
-    # One utterance at a time, as it would be when somebody is waiting for the answer.
-    utterances = list(bucket.batches(1))
-    decodings, seconds = _timed(_decode, recogniser, utterances)
-    beams, beam_seconds = _timed(_decode_with_beam, recogniser, utterances)
-    greedy = [d.labels[0, : d.label_lengths[0]] for d in decodings]
-    best = [d.labels[0, 0, : d.label_lengths[0, 0]] for d in beams]
-
-    references = [to_text(u.labels[0, : u.label_lengths[0]]) for u in utterances]
-    hypotheses, of_beam = [to_text(x) for x in greedy], [to_text(x) for x in best]
+    greedy = recognise(recogniser, bucket, batch_size)
+    beam = recognise_with_beam(recogniser, bucket, batch_size)
+    times = decoding_times(recogniser, bucket, batch_size=1)
+    speech = bucket.take(np.arange(times.utterances)).feature_lengths.mean() * FRAME_SECONDS
     return Evaluation(
-        loss=float(np.concatenate(losses).sum() / whole.label_lengths.sum()),
-        word_error_rate=jiwer.wer(references, hypotheses),
-        joint_evaluations=float(np.mean([d.joint_evaluations[0] for d in decodings])),
-        decoding_seconds=seconds / len(utterances),
-        real_time_factor=seconds / (FRAME_SECONDS * float(whole.feature_lengths.sum())),
-        beam_word_error_rate=jiwer.wer(references, of_beam),
-        beam_seconds=beam_seconds / len(utterances),
-        beam_errors=sum(
-            _loss_of(recogniser, u, found) > _loss_of(recogniser, u, other) + 1e-3
-            for u, found, other in zip(utterances, best, greedy, strict=True)
-            if not np.array_equal(found, other)
-        ),
-        references=references,
-        hypotheses=hypotheses,
+        loss=float(_losses(recogniser, bucket, batch_size).sum() / bucket.num_labels()),
+        word_error_rate=greedy.errors.rate,
+        interval=rate_interval(greedy.errors),
+        joint_evaluations=float(greedy.joint_evaluations.mean()),
+        search_seconds=times.greedy,
+        decoding_seconds=times.whole,
+        real_time_factor=times.whole / float(speech),
+        beam_word_error_rate=beam.errors.rate,
+        beam_seconds=times.beam,
+        beam_errors=count_beam_errors(recogniser, bucket, batch_size, greedy, beam),
+        references=greedy.references,
+        hypotheses=greedy.hypotheses,
     )
 
 
-def _timed(
-    decode: Callable[[Recogniser, Batch], Any], recogniser: Recogniser, utterances: list[Batch]
-) -> tuple[list[Any], float]:
-    """What was recognised in each utterance, and in how many seconds."""
-    jax.block_until_ready(decode(recogniser, utterances[0]))  # Compiles.
-    start = time.perf_counter()
-    decodings = [jax.device_get(decode(recogniser, utterance)) for utterance in utterances]
-    return decodings, time.perf_counter() - start
+def count_beam_errors(
+    recogniser: Recogniser, bucket: Bucket, batch_size: int, greedy: Recognition, beam: Recognition
+) -> int:
+    """How often the beam's best is less probable than what was found without."""
+    of_greedy, of_beam = (
+        _losses(recogniser, bucket.saying(found.labels), batch_size) for found in (greedy, beam)
+    )
+    return int((of_beam > of_greedy + 1e-3).sum())
 
 
-def _loss_of(recogniser: Recogniser, utterance: Batch, labels: np.ndarray) -> float:
-    """The loss of other labels than those that were said."""
-    padded = np.zeros((1, utterance.features.shape[1] // SUBSAMPLING), np.int32)
-    padded[0, : len(labels)] = labels
-    lengths = np.array([len(labels)], np.int32)
-    return float(_losses(recogniser, utterance._replace(labels=padded, label_lengths=lengths))[0])
+class Times(NamedTuple):
+    """Seconds an utterance: medians of several rounds over the same ones."""
+
+    utterances: int
+    greedy: float  # the search alone
+    beam: float  # likewise
+    whole: float  # encoder and greedy search
+
+
+def decoding_times(
+    recogniser: Recogniser, bucket: Bucket, batch_size: int, utterances: int = 64, rounds: int = 5
+) -> Times:
+    """Measures programs of `jax.jit`: each call of `nnx.jit` costs as much as a search."""
+    graph, state = nnx.split(recogniser)
+
+    def jitted(f: Callable[[Recogniser, Any], Any]) -> Callable[[Any], Any]:
+        program = jax.jit(lambda state, operand: f(nnx.merge(graph, state), operand))
+        return lambda operand: program(state, operand)
+
+    encode = jitted(lambda recogniser, batch: recogniser.encoder(batch))
+    batches = [jax.device_put(x) for x in bucket.first(utterances).batches(batch_size)]
+    encoded = [encode(batch) for batch in batches]
+    searches = {
+        "greedy": (jitted(lambda recogniser, x: recogniser.search(*x)), encoded),
+        "beam": (jitted(lambda recogniser, x: recogniser.search_with_beam(*x, BEAM)), encoded),
+        "whole": (jitted(lambda recogniser, batch: recogniser.decode(batch)), batches),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in searches}
+    for search, operands in searches.values():
+        jax.block_until_ready(search(operands[0]))  # Compiles.
+    for _ in range(rounds):
+        for name, (search, operands) in searches.items():
+            start = time.perf_counter()
+            for operand in operands:
+                jax.block_until_ready(search(operand))
+            seconds[name].append((time.perf_counter() - start) / utterances)
+    return Times(utterances, **{name: float(np.median(x)) for name, x in seconds.items()})
+
+
+def _losses(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> np.ndarray:
+    batches = bucket.batches(batch_size)
+    return np.concatenate([np.asarray(_losses_of(recogniser, batch)) for batch in batches])
+
+
+@nnx.jit
+def _losses_of(recogniser: Recogniser, batch: Batch) -> jax.Array:
+    likelihood = dataclasses.replace(recogniser.transducer, sigma=0.0)
+    logits, lengths = recogniser(batch)
+    return likelihood.score_forward(logits, batch.labels, lengths, batch.label_lengths)
 
 
 @nnx.jit
@@ -103,20 +191,3 @@ def arc_posteriors(recogniser: Recogniser, batch: Batch) -> jax.Array:
     """Returns how probable each arc of the lattice is, given the truth: `[B, T, U + 1, A]`."""
     logits, lengths = recogniser(batch)
     return recogniser.transducer.posteriors(logits, batch.labels, lengths, batch.label_lengths)
-
-
-@nnx.jit
-def _losses(recogniser: Recogniser, batch: Batch) -> jax.Array:
-    likelihood = dataclasses.replace(recogniser.transducer, sigma=0.0)
-    logits, lengths = recogniser(batch)
-    return likelihood.score_forward(logits, batch.labels, lengths, batch.label_lengths)
-
-
-@nnx.jit
-def _decode(recogniser: Recogniser, batch: Batch) -> GreedyDecoding:
-    return recogniser.decode(batch)
-
-
-@nnx.jit
-def _decode_with_beam(recogniser: Recogniser, batch: Batch) -> BeamDecoding:
-    return recogniser.decode_with_beam(batch, BEAM)

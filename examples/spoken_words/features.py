@@ -1,5 +1,6 @@
 """From utterances to padded batches of log-mel features and characters."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -93,6 +94,27 @@ class Bucket:
     def whole(self) -> Batch:
         """Returns all utterances as one batch."""
         return self._all
+
+    def first(self, count: int) -> "Bucket":
+        """Returns the first so many utterances."""
+        other = copy.copy(self)
+        other._all = self.take(np.arange(count))
+        return other
+
+    def texts(self) -> list[str]:
+        """Returns what is said in each utterance."""
+        rows = zip(self._all.labels, self._all.label_lengths, strict=True)
+        return [to_text(labels[:length]) for labels, length in rows]
+
+    def num_labels(self) -> int:
+        """Returns how many labels there are in all."""
+        return int(self._all.label_lengths.sum())
+
+    def saying(self, labels: Sequence[np.ndarray]) -> "Bucket":
+        """Returns the same sounds with other labels."""
+        other = copy.copy(self)
+        other._all = self._all._replace(labels=_pad(labels), label_lengths=_lengths(labels))
+        return other
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields all utterances in order, in batches of which only the last may be smaller."""

@@ -1,12 +1,12 @@
 """A small transducer in Flax NNX: encoder, stateless prediction network, joint."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from features import CHARACTERS, FRAME_SECONDS, MEL_BANDS, Batch
 from jax_mbrnnt import (
@@ -146,11 +146,16 @@ class Recogniser(nnx.Module):
         encoded, predicted, lengths = self.inputs_of_joint(batch)
         return self.joint(encoded[:, :, None], predicted[:, None]), lengths
 
-    def losses(self, batch: Batch, chunked_joint: bool) -> jax.Array:
-        """Returns the losses `[B]`, from all logits at once or, the same, a chunk at a time."""
+    def losses(self, batch: Batch, sigma_share: ArrayLike, chunked_joint: bool) -> jax.Array:
+        """Returns the losses `[B]`, from all logits at once or, the same, a chunk at a time.
+
+        `sigma_share` of the transducer's sigma counts; it may be traced, as sigma may.
+        """
+        sigma = jnp.asarray(sigma_share) * self.transducer.sigma
+        criterion = dataclasses.replace(self.transducer, sigma=sigma)
         if not chunked_joint:
             logits, lengths = self(batch)
-            return self.transducer(logits, batch.labels, lengths, batch.label_lengths)
+            return criterion(logits, batch.labels, lengths, batch.label_lengths)
         encoded, predicted, lengths = self.inputs_of_joint(batch)
         graph, params = nnx.split(self.output)
 
@@ -159,7 +164,7 @@ class Recogniser(nnx.Module):
             return output(jnp.tanh(encoded[:, :, None] + predicted[:, None]))
 
         operands = encoded, predicted, batch.labels, lengths, batch.label_lengths
-        return self.transducer.joint_loss(joint, params, *operands)
+        return criterion.joint_loss(joint, params, *operands)
 
     def predict(self, labels: jax.Array, recent: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps a further label `[B]` and the last ones `[B, context]` to `[B, H]` and these."""
@@ -170,24 +175,33 @@ class Recogniser(nnx.Module):
         """Returns the last labels `[B, context]` of whoever begins to speak."""
         return jnp.full((batch, self.prediction.context), self.blank, jnp.int32)
 
-    def decode(self, batch: Batch) -> GreedyDecoding:
+    def decode(self, batch: Batch, max_duration: int | None = None) -> GreedyDecoding:
         """Recognises the utterances (no label is looked at), taking the best class at each node."""
-        # Nobody says more than a character every 40 ms.
-        most = batch.features.shape[1] // SUBSAMPLING
-        options = {"max_symbols_per_frame": _MOST_SYMBOLS, "max_labels": most}
-        found: GreedyDecoding = self._searched(greedy_decode, batch, **options)
-        return found
+        return self.search(*self.encoder(batch), max_duration)
 
     def decode_with_beam(self, batch: Batch, beam: int) -> BeamDecoding:
         """Recognises the utterances as the most probable characters over all alignments."""
-        found: BeamDecoding = self._searched(beam_decode, batch, beam=beam)
-        return found
+        return self.search_with_beam(*self.encoder(batch), beam)
 
-    def _searched(self, search: Callable[..., Any], batch: Batch, **options: int) -> Any:
-        encoded, lengths = self.encoder(batch)
-        functions = self.transducer, self.joint, self.predict
-        initial_state = self.nothing_said(len(encoded))
-        return search(*functions, encoded, lengths, initial_state=initial_state, **options)
+    def search(
+        self, encoded: jax.Array, lengths: jax.Array, max_duration: int | None = None
+    ) -> GreedyDecoding:
+        """What `decode` does with encoded utterances."""
+        return greedy_decode(
+            *(self.transducer, self.joint, self.predict, encoded, lengths),
+            initial_state=self.nothing_said(len(encoded)),
+            max_symbols_per_frame=_MOST_SYMBOLS,
+            max_labels=encoded.shape[1],  # Nobody says more than a character every 40 ms.
+            max_duration=max_duration,
+        )
+
+    def search_with_beam(self, encoded: jax.Array, lengths: jax.Array, beam: int) -> BeamDecoding:
+        """What `decode_with_beam` does with encoded utterances."""
+        return beam_decode(
+            *(self.transducer, self.joint, self.predict, encoded, lengths),
+            initial_state=self.nothing_said(len(encoded)),
+            beam=beam,
+        )
 
     def stream(self) -> GreedyStream:
         """Returns what recognises one speaker, chunk by chunk of encoded frames."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from jax_mbrnnt import TDT, MultiblankRNNT, Transducer
 
 
@@ -30,6 +32,8 @@ class Recipe:
       big_blank_durations: frames (of 40 ms) that the multi-blank recogniser's big blanks cover.
       durations: frames that a character or a blank of the TDT covers.
       sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
+      sigma_shares: how much of it counts when: shares of the steps and of sigma, linear in between.
+        What is left of it at the end costs words: see the study.
     """
 
     vocabulary: int | None = None
@@ -51,6 +55,11 @@ class Recipe:
     big_blank_durations: tuple[int, ...] = (2, 4, 8)
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
     sigma: float = 0.05
+    sigma_shares: tuple[tuple[float, float], ...] = ((0.4, 1.0), (0.8, 0.0))
+
+    def sigma_share(self, step: int) -> float:
+        """How much of sigma counts in a step."""
+        return float(np.interp(step / self.steps, *zip(*self.sigma_shares, strict=True)))
 
     @property
     def transducers(self) -> dict[str, Transducer]:

@@ -38,7 +38,7 @@ from recordings import (
     read_recordings,
 )
 from training import train
-from utterances import Utterance, make_utterances
+from utterances import make_sets
 
 console = Console()
 
@@ -168,18 +168,6 @@ def choose_recordings(options: Options, recipe: Recipe) -> Recordings:
     else:
         recordings = read_recordings(options.recordings)
     return dict(list(recordings.items())[: recipe.vocabulary])
-
-
-def make_sets(
-    seed: int, recordings: Recordings, recipe: Recipe
-) -> tuple[list[Utterance], list[Utterance]]:
-    """Makes the utterances to train on, and those to test with: none says the same words."""
-    rng = np.random.default_rng(seed)
-    lengths = recipe.words_per_utterance
-    training_set = make_utterances(rng, recordings, recipe.training_utterances, lengths)
-    heard = {utterance.words for utterance in training_set}
-    test_set = make_utterances(rng, recordings, recipe.test_utterances, lengths, exclude=heard)
-    return training_set, test_set
 
 
 def train_with_progress_bar(

@@ -7,9 +7,28 @@ from typing import NamedTuple
 import numpy as np
 from scipy import signal
 
+from recipe import Recipe
 from recordings import SAMPLE_RATE, Recordings
 
-_SPEEDS = [Fraction(n, 20) for n in (18, 19, 20, 21, 22)]
+
+class Conditions(NamedTuple):
+    """How clearly words are spoken.
+
+    Attributes:
+      speeds: how fast, in twentieths.
+      pauses: between words, seconds.
+      noise: decibels below the speech.
+    """
+
+    speeds: tuple[int, ...] = (18, 19, 20, 21, 22)
+    pauses: tuple[float, float] = (0.1, 1.0)
+    noise: tuple[float, float] = (15.0, 30.0)
+
+
+EASY = Conditions()
+
+# What no training has heard: faster and slower, words that run into each other, loud noise.
+HARD = Conditions(speeds=(17, 23), pauses=(0.0, 0.2), noise=(3.0, 12.0))
 
 
 class Utterance(NamedTuple):
@@ -33,6 +52,7 @@ def make_utterances(
     count: int,
     words_per_utterance: tuple[int, int],
     exclude: Collection[tuple[str, ...]] = (),
+    conditions: Conditions = EASY,
 ) -> list[Utterance]:
     """Strings words together at random, no string twice, with random pauses, gains and noise.
 
@@ -45,12 +65,17 @@ def make_utterances(
       count: how many utterances to make.
       words_per_utterance: the fewest and the most words of an utterance.
       exclude: strings of words that must not occur.
+      conditions: how they are spoken.
 
     Returns:
       The utterances.
     """
     takes = {
-        word: [_change_speed(samples, speed) for samples in recordings[word] for speed in _SPEEDS]
+        word: [
+            _change_speed(samples, Fraction(speed, 20))
+            for samples in recordings[word]
+            for speed in conditions.speeds
+        ]
         for word in sorted(recordings)
     }
     excluded = set(exclude)
@@ -61,23 +86,35 @@ def make_utterances(
         if words not in excluded:
             excluded.add(words)
             chosen = [takes[word][rng.integers(len(takes[word]))] for word in words]
-            utterances.append(Utterance(words, _join(rng, chosen)))
+            utterances.append(Utterance(words, _join(rng, chosen, conditions)))
     return utterances
 
 
-def _join(rng: np.random.Generator, takes: list[np.ndarray]) -> np.ndarray:
-    """Puts words in a row: pauses of 0.1 to 1 s, +-4 dB a word, noise 15 to 30 dB below."""
-    parts = [_pause(rng)]
+def make_sets(
+    seed: int, recordings: Recordings, recipe: Recipe
+) -> tuple[list[Utterance], list[Utterance]]:
+    """Makes the utterances to train on, and those to test with: none says the same words."""
+    rng = np.random.default_rng(seed)
+    lengths = recipe.words_per_utterance
+    training_set = make_utterances(rng, recordings, recipe.training_utterances, lengths)
+    heard = {utterance.words for utterance in training_set}
+    test_set = make_utterances(rng, recordings, recipe.test_utterances, lengths, exclude=heard)
+    return training_set, test_set
+
+
+def _join(rng: np.random.Generator, takes: list[np.ndarray], conditions: Conditions) -> np.ndarray:
+    """Puts words in a row with pauses, +-4 dB a word, and noise."""
+
+    def pause() -> np.ndarray:
+        return np.zeros(int(rng.uniform(*conditions.pauses) * SAMPLE_RATE), np.float32)
+
+    parts = [pause()]
     for samples in takes:
-        parts += [samples * _decibels(rng.uniform(-4, 4)), _pause(rng)]
+        parts += [samples * _decibels(rng.uniform(-4, 4)), pause()]
     speech = np.concatenate(parts)
     noise = rng.standard_normal(speech.size, dtype=np.float32)
-    waveform = speech + noise * _decibels(-rng.uniform(15, 30))
+    waveform = speech + noise * _decibels(-rng.uniform(*conditions.noise))
     return 0.05 * waveform * _decibels(rng.uniform(-10, 6))
-
-
-def _pause(rng: np.random.Generator) -> np.ndarray:
-    return np.zeros(int(rng.uniform(0.1, 1.0) * SAMPLE_RATE), np.float32)
 
 
 def _decibels(gain: float) -> np.float32:

@@ -1,0 +1,141 @@
+"""The example's study: are errors and their intervals counted right, is no row made twice?"""
+
+import dataclasses
+import importlib
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+for module in ("flax", "jiwer", "matplotlib", "optax", "orbax.checkpoint", "rich", "scipy", "tyro"):
+    pytest.importorskip(module, reason="needs the extra `examples`")
+
+from rich.console import Console  # noqa: E402
+from scipy import stats  # noqa: E402
+
+_EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "spoken_words"
+
+
+@pytest.fixture(autouse=True)
+def _as_the_example_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(_EXAMPLE)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def example(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def test_errors_of_each_utterance() -> None:
+    intervals = example("intervals")
+    said = ["one two three", "four five", "six", "seven eight"]
+    heard = ["one too three", "four", "six six", "seven eight"]
+    errors = intervals.word_errors(said, heard)
+    np.testing.assert_array_equal(errors.words, [3, 2, 1, 2])
+    np.testing.assert_array_equal(errors.substitutions, [1, 0, 0, 0])
+    np.testing.assert_array_equal(errors.deletions, [0, 1, 0, 0])
+    np.testing.assert_array_equal(errors.insertions, [0, 0, 1, 0])
+    assert errors.rate == 3 / 8
+
+
+def of_counts(intervals: Any, errors: np.ndarray) -> Any:
+    """Utterances of 4 words with so many substitutions each."""
+    zeros = np.zeros_like(errors)
+    return intervals.WordErrors(np.full(len(errors), 4), errors, zeros, zeros)
+
+
+def test_interval_of_a_rate() -> None:
+    """Of one error at most in each utterance: as many of N utterances, which is binomial."""
+    intervals, count = example("intervals"), 800
+    errors = of_counts(intervals, (np.arange(count) < 40).astype(int))
+    low, high = intervals.rate_interval(errors)
+    expected = stats.binom.ppf([0.025, 0.975], count, 40 / count) / (4 * count)
+    np.testing.assert_allclose([low, high], expected, rtol=0.06)
+    assert low < errors.rate < high
+
+
+def test_interval_without_errors() -> None:
+    intervals = example("intervals")
+    low, high = intervals.rate_interval(of_counts(intervals, np.zeros(250, int)))
+    assert low == 0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 1000), rel=1e-6)
+
+
+def test_interval_of_a_difference_is_paired() -> None:
+    intervals, rng = example("intervals"), np.random.default_rng(0)
+    common = rng.integers(0, 3, 400)
+    few, many = of_counts(intervals, common), of_counts(intervals, common + 1)
+    assert intervals.difference_interval(few, few) == (0, 0)
+    low, high = intervals.difference_interval(many, few)
+    assert low == high == 0.25  # one more in each, whatever the utterances: unpaired it is wide
+    other = of_counts(intervals, rng.permutation(common))
+    low, high = intervals.difference_interval(other, few)
+    assert low < 0 < high
+
+
+def test_jumps_before_errors() -> None:
+    """The longest since the character before; before what was left out, that of the next one."""
+    analysis, tdt = example("analysis"), example("jax_mbrnnt").TDT(durations=(0, 1, 2, 4))
+    arc_of = {(arc.duration, arc.emits): i for i, arc in enumerate(tdt.arcs)}
+
+    class Tdt:
+        transducer = tdt
+
+    def way(*arcs: tuple[int, bool]) -> Any:
+        return analysis.Path(np.empty(0), np.array([arc_of[arc] for arc in arcs]))
+
+    blank = [(d, False) for d in range(5)]
+    ways = [
+        way((0, True), blank[4], blank[1], (2, True), blank[2]),  # a, then b after 4
+        way(blank[2], (1, True), blank[4]),  # b after 2; c would come after 4
+    ]
+    found = analysis.longest_before(Tdt, ["ab", "abc"], ["ab", "b"], ways)
+    assert found == {"equal": {0: 1, 2: 1, 4: 1}, "delete": {2: 1, 4: 1}}
+    taken = analysis.arcs_taken(Tdt, ways)
+    assert taken["blank 4"] == 1.0
+    assert taken["label 0"] == taken["label 2"] == 0.5
+    frames = [np.array([3, 5]), np.array([1])]
+    assert analysis.delay(frames, [np.array([2, 5]), np.array([2])]) == 0
+
+
+def test_rows_are_made_once(tmp_path: pathlib.Path) -> None:
+    study, report, recordings = map(example, ("study", "study_report", "recordings"))
+    recipe = dataclasses.replace(
+        example("recipe").QUICK,
+        **{"vocabulary": 4, "training_utterances": 16, "test_utterances": 8, "batch_size": 8},
+        **{"width": 16, "dilations": (1,), "steps": 2, "checkpoint_every": 1},
+    )
+    words = dict(list(recordings.make_synthetic_recordings().items())[:4])
+    sets = study.Sets(0, words, recipe)
+    arms = example("arms").arms(recipe)
+    assert len({*arms}) == len(arms) > 10
+    one = study.Study(tmp_path)
+    for name in ("RNN-T", "multi-blank 2, 4"):
+        assert not one.has(name, 0, times=False)
+        one.train_and_measure(name, arms[name], 0, sets)
+        assert one.has(name, 0, times=False)
+        assert not one.has(name, 1, times=False)
+        assert not one.has(name, 0, times=True)
+    rows = one.rows(arm="multi-blank 2, 4", what="easy test")
+    assert len(rows) == 1
+    assert {*rows[0]["decoding"]} == {"greedy", "beam", "at most 2", "at most 1"}
+    assert math.isfinite(rows[0]["delay"])
+    assert one.rows(arm="RNN-T", what="easy test")[0]["delay"] == 0
+
+    with (tmp_path / "printed.txt").open("w") as file:
+        report.report(Console(file=file), tmp_path, one.rows())
+    lines = (tmp_path / "study.md").read_text().splitlines()
+    rnnt = report.point(one.rows(), "RNN-T", "easy", "greedy")
+    assert rnnt.errors.words.sum() == sum(len(x.split()) for x in sets.tests["easy"].texts())
+    assert any(
+        line.startswith("| RNN-T |") and f"{100 * rnnt.errors.rate:.2f}" in line for line in lines
+    )
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    assert len(one.rows()) == len((tmp_path / "study.jsonl").read_text().splitlines()) == 6
+    assert all(json.dumps(row) for row in one.rows())
