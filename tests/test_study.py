@@ -116,13 +116,13 @@ def test_rows_are_made_once(tmp_path: pathlib.Path) -> None:
     arms = example("arms").arms(recipe)
     assert len({*arms}) == len(arms) > 10
     one = study.Study(tmp_path)
-    for name in ("RNN-T", "multi-blank 2, 4"):
+    for name in ("RNN-T", "multi-blank of 2, 4"):
         assert not one.has(name, 0, times=False)
         one.train_and_measure(name, arms[name], 0, sets)
         assert one.has(name, 0, times=False)
         assert not one.has(name, 1, times=False)
         assert not one.has(name, 0, times=True)
-    rows = one.rows(arm="multi-blank 2, 4", what="easy test")
+    rows = one.rows(arm="multi-blank of 2, 4", what="easy test")
     assert len(rows) == 1
     assert {*rows[0]["decoding"]} == {"greedy", "beam", "at most 2", "at most 1"}
     assert math.isfinite(rows[0]["delay"])

@@ -32,28 +32,22 @@ def arms(recipe: Recipe) -> dict[str, Arm]:
 def _arms(recipe: Recipe) -> Iterator[tuple[str, Arm]]:
     sigma = recipe.sigma
 
-    def multiblank(*durations: int) -> Transducer:
-        return MultiblankRNNT(big_blank_durations=durations, sigma=sigma)
-
-    def tdt(longest: int) -> Transducer:
-        return TDT(durations=tuple(range(longest + 1)), sigma=sigma)
-
-    twice = dataclasses.replace(recipe, steps=2 * recipe.steps)
-    yield "RNN-T", Arm(MultiblankRNNT(), recipe)
-    yield "multi-blank 2, 4, 8", Arm(multiblank(2, 4, 8), recipe)
-    yield "TDT 0 to 4", Arm(tdt(4), recipe)
-    yield "RNN-T, twice the steps", Arm(MultiblankRNNT(), twice)
-    yield "multi-blank 2, 4, 8, twice the steps", Arm(multiblank(2, 4, 8), twice)
-    yield "TDT 0 to 4, twice the steps", Arm(tdt(4), twice)
-    of_sigma = {
+    for name, transducer in recipe.transducers.items():
+        yield name, Arm(transducer, recipe)
+    others = {
         f"sigma {sigma} throughout": dataclasses.replace(recipe, sigma_shares=CONSTANT),
         f"sigma from 0 to {sigma}": dataclasses.replace(recipe, sigma_shares=RISING),
         "sigma 0": dataclasses.replace(recipe, sigma_shares=((0.0, 0.0),)),
+        "omega 0": dataclasses.replace(recipe, omega=0.0),
+        "half the steps": dataclasses.replace(recipe, steps=recipe.steps // 2),
+        "twice the steps": dataclasses.replace(recipe, steps=2 * recipe.steps),
     }
-    for how, other in of_sigma.items():
-        yield f"multi-blank 2, 4, 8, {how}", Arm(multiblank(2, 4, 8), other)
-        yield f"TDT 0 to 4, {how}", Arm(tdt(4), other)
-    yield "multi-blank 2", Arm(multiblank(2), recipe)
-    yield "multi-blank 2, 4", Arm(multiblank(2, 4), recipe)
-    yield "multi-blank 2 to 8", Arm(multiblank(*range(2, 9)), recipe)
-    yield "TDT 0 to 8", Arm(tdt(8), recipe)
+    for how, other in others.items():
+        for name, transducer in recipe.transducers.items():
+            if name != "RNN-T" or "steps" in how:
+                yield f"{name}, {how}", Arm(transducer, other)
+    for durations in ((2,), (2, 4), (2, 4, 8), tuple(range(2, 9))):
+        name = ", ".join(map(str, durations)) if len(durations) < 4 else "2 to 8"
+        multiblank = MultiblankRNNT(big_blank_durations=durations, sigma=sigma)
+        yield f"multi-blank of {name}", Arm(multiblank, recipe)
+    yield "TDT of 0 to 8", Arm(TDT(durations=tuple(range(9)), sigma=sigma), recipe)

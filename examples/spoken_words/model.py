@@ -1,6 +1,7 @@
 """A small transducer in Flax NNX: encoder, stateless prediction network, joint."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,18 @@ def durations_in_nats(transducer: Transducer, scores: int) -> np.ndarray:
     return bias
 
 
+def jump_classes(transducer: Transducer, scores: int) -> np.ndarray:
+    """Returns which classes `[V]` are read by arcs of several frames alone: none of an RNN-T's."""
+    emission, found = transducer.emission(scores), []
+    for h, size in enumerate(emission.heads):
+        shortest = np.full(size, np.inf)
+        for arc, reads in zip(transducer.arcs, emission.reads, strict=True):
+            if reads[h] >= 0:
+                shortest[reads[h]] = min(shortest[reads[h]], arc.duration)
+        found.append(np.isfinite(shortest) & (shortest > 1))
+    return np.concatenate(found)
+
+
 class Recogniser(nnx.Module):
     """A transducer over characters.
 
@@ -146,25 +159,38 @@ class Recogniser(nnx.Module):
         encoded, predicted, lengths = self.inputs_of_joint(batch)
         return self.joint(encoded[:, :, None], predicted[:, None]), lengths
 
-    def losses(self, batch: Batch, sigma_share: ArrayLike, chunked_joint: bool) -> jax.Array:
+    def losses(
+        self,
+        batch: Batch,
+        sigma_share: ArrayLike,
+        has_jumps: ArrayLike,
+        chunked_joint: bool,
+    ) -> jax.Array:
         """Returns the losses `[B]`, from all logits at once or, the same, a chunk at a time.
 
-        `sigma_share` of the transducer's sigma counts; it may be traced, as sigma may.
+        Args:
+          batch: the utterances.
+          sigma_share: how much of the transducer's sigma counts.
+          has_jumps: whether arcs of several frames may be taken; else their classes are left out.
+          chunked_joint: whether to make the logits a chunk of frames at a time.
         """
         sigma = jnp.asarray(sigma_share) * self.transducer.sigma
         criterion = dataclasses.replace(self.transducer, sigma=sigma)
+        jumps = jump_classes(self.transducer, self.output.out_features)
+        mask = jnp.where(jnp.asarray(has_jumps) | ~jumps, 0.0, -jnp.inf)
         if not chunked_joint:
             logits, lengths = self(batch)
-            return criterion(logits, batch.labels, lengths, batch.label_lengths)
+            return criterion(logits + mask, batch.labels, lengths, batch.label_lengths)
         encoded, predicted, lengths = self.inputs_of_joint(batch)
         graph, params = nnx.split(self.output)
 
-        def joint(params: nnx.State, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
-            output = nnx.merge(graph, params)
-            return output(jnp.tanh(encoded[:, :, None] + predicted[:, None]))
+        def joint(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+            state, mask = params
+            output = nnx.merge(graph, state)
+            return output(jnp.tanh(encoded[:, :, None] + predicted[:, None])) + mask
 
         operands = encoded, predicted, batch.labels, lengths, batch.label_lengths
-        return criterion.joint_loss(joint, params, *operands)
+        return criterion.joint_loss(joint, (params, mask), *operands)
 
     def predict(self, labels: jax.Array, recent: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps a further label `[B]` and the last ones `[B, context]` to `[B, H]` and these."""

@@ -31,6 +31,8 @@ class Recipe:
       checkpoint_every: steps between two checkpoints.
       big_blank_durations: frames (of 40 ms) that the multi-blank recogniser's big blanks cover.
       durations: frames that a character or a blank of the TDT covers.
+      omega: share of the steps without jumps of several frames. So a recogniser learns what to do
+        at every frame, also at those that it would have skipped.
       sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
       sigma_shares: how much of it counts when: shares of the steps and of sigma, linear in between.
         What is left of it at the end costs words: see the study.
@@ -39,21 +41,22 @@ class Recipe:
     vocabulary: int | None = None
     words_per_utterance: tuple[int, int] = (2, 5)
     training_utterances: int = 3000
-    test_utterances: int = 192
+    test_utterances: int = 960
     width: int = 128
     dilations: tuple[int, ...] = (1, 2, 4, 2, 1)
     context: int = 4
     feature_noise: float = 0.1
-    batch_size: int = 16
+    batch_size: int = 8
     buckets: int = 3
-    steps: int = 700
+    steps: int = 1400
     warmup_steps: int = 100
     peak_learning_rate: float = 2e-3
     weight_decay: float = 1e-3
     max_gradient_norm: float = 5.0
-    checkpoint_every: int = 100
-    big_blank_durations: tuple[int, ...] = (2, 4, 8)
+    checkpoint_every: int = 200
+    big_blank_durations: tuple[int, ...] = (3, 6)
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
+    omega: float = 0.0
     sigma: float = 0.05
     sigma_shares: tuple[tuple[float, float], ...] = ((0.4, 1.0), (0.8, 0.0))
 
@@ -83,6 +86,7 @@ QUICK = Recipe(
     test_utterances=64,
     width=64,
     dilations=(1, 2, 4),
+    batch_size=16,
     buckets=1,
     steps=300,
     warmup_steps=40,

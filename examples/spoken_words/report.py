@@ -40,9 +40,10 @@ def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None
     table.add_column("recogniser", no_wrap=True)
     for heading in (
         "loss\n(nats/char)",
-        "word error\nrate",
+        "word error rate\n(95 %)",
         "joint\nevaluations",
-        "decoding\ntime",
+        "search\n(ms)",
+        "with encoder\n(ms)",
         "real-time\nfactor",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -50,22 +51,23 @@ def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None
         table.add_row(
             name,
             f"{evaluation.loss:.4f}",
-            f"{evaluation.word_error_rate:.2%}",
+            f"{evaluation.word_error_rate:.2%}\n({evaluation.interval})",
             f"{evaluation.joint_evaluations:.1f}",
-            f"{1000 * evaluation.decoding_seconds:.1f} ms",
+            f"{1000 * evaluation.search_seconds:.2f}",
+            f"{1000 * evaluation.decoding_seconds:.2f}",
             f"{evaluation.real_time_factor:.5f}",
         )
     console.print(table, "Means over the utterances, each decoded on its own.\n")
 
     table = Table(title=f"Beam search, {BEAM} hypotheses", box=rich.box.SIMPLE_HEAD)
     table.add_column("recogniser", no_wrap=True)
-    for heading in ("word error\nrate", "decoding\ntime", "less probable\nthan without"):
+    for heading in ("word error\nrate", "search\n(ms)", "less probable\nthan without"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, evaluation in evaluations.items():
         table.add_row(
             name,
             f"{evaluation.beam_word_error_rate:.2%}",
-            f"{1000 * evaluation.beam_seconds:.1f} ms",
+            f"{1000 * evaluation.beam_seconds:.2f}",
             f"{evaluation.beam_errors} of {len(evaluation.references)}",
         )
     console.print(table)

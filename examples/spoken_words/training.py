@@ -10,6 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 import devices
 from features import Batch, Bucket, random_batch
@@ -59,8 +60,10 @@ def train(
             rng = np.random.default_rng((seed, step))
             batch = random_batch(rng, buckets, recipe.batch_size, recipe.feature_noise)
             batch = devices.spread(mesh, batch)
-            share = np.float32(recipe.sigma_share(step))
-            losses.append(float(train_step(recogniser, optimizer, batch, share, chunked_joint)))
+            share, has_jumps = recipe.sigma_share(step), rng.random() >= recipe.omega
+            losses.append(
+                float(train_step(recogniser, optimizer, batch, share, has_jumps, chunked_joint))
+            )
             on_step(step + 1, losses[-1])
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 _save(manager, step + 1, recogniser, optimizer, losses)
@@ -96,13 +99,14 @@ def train_step(
     recogniser: Recogniser,
     optimizer: nnx.Optimizer[Recogniser],
     batch: Batch,
-    sigma_share: jax.Array | np.float32,
+    sigma_share: ArrayLike,
+    has_jumps: ArrayLike,
     chunked_joint: bool,
 ) -> jax.Array:
     """Updates the recogniser and returns the loss, in nats a character."""
 
     def loss_per_label(recogniser: Recogniser) -> jax.Array:
-        losses = recogniser.losses(batch, sigma_share, chunked_joint)
+        losses = recogniser.losses(batch, sigma_share, has_jumps, chunked_joint)
         return losses.sum() / batch.label_lengths.sum()
 
     loss, gradients = nnx.value_and_grad(loss_per_label)(recogniser)
