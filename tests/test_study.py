@@ -139,3 +139,31 @@ def test_rows_are_made_once(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
     assert len(one.rows()) == len((tmp_path / "study.jsonl").read_text().splitlines()) == 6
     assert all(json.dumps(row) for row in one.rows())
+
+
+@pytest.mark.parametrize("name", ["multi-blank", "TDT"])
+@pytest.mark.parametrize("chunked_joint", [False, True])
+def test_steps_without_jumps(name: str, chunked_joint: bool) -> None:
+    """As a transducer that has no others, of the classes that are left."""
+    model, recipe = example("model"), example("recipe").QUICK
+    transducer = recipe.transducers[name]
+    recogniser = model.Recogniser(recipe, transducer, rngs=example("flax.nnx").Rngs(0))
+    rng = np.random.default_rng(0)
+    batch = example("features").Batch(
+        features=rng.normal(size=(2, 40, 40)).astype(np.float32),
+        feature_lengths=np.array([40, 30], np.int32),
+        labels=rng.integers(0, 27, (2, 5)).astype(np.int32),
+        label_lengths=np.array([5, 3], np.int32),
+    )
+    assert not model.jump_classes(recipe.transducers["RNN-T"], 28).any()
+    jumps = model.jump_classes(transducer, recogniser.output.out_features)
+    assert jumps.sum() == {"multi-blank": 2, "TDT": 3}[name]
+    logits, lengths = recogniser(batch)
+    operands = batch.labels, lengths, batch.label_lengths
+    expected = {
+        "multi-blank": lambda x: example("jax_mbrnnt").rnnt_loss(x, *operands),
+        "TDT": lambda x: example("jax_mbrnnt").tdt_loss(x, *operands, durations=(0, 1)),
+    }[name](logits[..., ~jumps])
+    losses = recogniser.losses(batch, 0.0, False, chunked_joint)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert np.all(recogniser.losses(batch, 0.0, True, chunked_joint) != losses)
