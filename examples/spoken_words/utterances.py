@@ -27,8 +27,8 @@ class Conditions(NamedTuple):
 
 EASY = Conditions()
 
-# What no training has heard: faster and slower, words that run into each other, loud noise.
-HARD = Conditions(speeds=(17, 23), pauses=(0.0, 0.2), noise=(3.0, 12.0))
+# What no training has heard: faster, slower, in louder noise.
+HARD = Conditions(speeds=(17, 23), noise=(8.0, 15.0))
 
 
 class Utterance(NamedTuple):
