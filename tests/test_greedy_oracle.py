@@ -1,7 +1,7 @@
 """Is what the greedy search finds what another implementation finds?
 
-`oracle/greedy.npz` has the hypotheses of NeMo's decoders for toy models: a prediction network that is
-a table of the last label, and a joint that adds. See `oracle/README.md`.
+`oracle/greedy.npz` has the hypotheses of NeMo's decoders for toy models: a prediction network that
+is a table of the last label, and a joint that adds. See `oracle/README.md`.
 """
 
 import pathlib
