@@ -45,6 +45,7 @@ OF_VALUES = {
     "test_laws",
     "test_model",
     "test_oracle",
+    "test_poison",
     "test_precision",
     "test_transforms",
 }

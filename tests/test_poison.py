@@ -46,15 +46,15 @@ def losses_and_posteriors(
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize(("T", "U"), [(7, 2), (12, 70)])
+@pytest.mark.parametrize(("T", "U"), [(7, 2), (9, 40)])
 def test_any_arc_that_is_there_poisons(
     T: int, U: int, name: str, dtype: str, implementation: Implementation
 ) -> None:
     table, rng = TABLES[name], np.random.default_rng(T)
     there = arcs_that_are_there(table, T, U)
     of_arcs = np.argwhere(there)
-    if len(of_arcs) > 250:  # some at random, and those of the last frames, which often lead nowhere
-        of_arcs = np.concatenate([rng.choice(of_arcs[:-200], 32), rng.choice(of_arcs[-200:], 32)])
+    # Some at random, and some of the last frames, which often lead nowhere: one an utterance.
+    of_arcs = np.concatenate([rng.choice(of_arcs, 12), rng.choice(of_arcs[-3 * len(table) :], 12)])
     well = (rng.normal(size=there.shape) - 1).astype(dtype)
     sick = np.tile(well, (len(of_arcs) + 1, 1, 1, 1))  # the last one is well
     sick[np.arange(len(of_arcs)), *of_arcs.T] = rng.choice([np.nan, np.inf], len(of_arcs))

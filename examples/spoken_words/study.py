@@ -162,6 +162,7 @@ class Study:
             worse = count_beam_errors(recogniser, bucket, batch_size, greedy, beam)
             self._append(
                 {"arm": name, "seed": seed, "what": f"{test} test", "beam_errors": worse}
+                | {"words": "".join(map(str, greedy.errors.words))}
                 | {"decoding": {how: _summary(of) for how, of in found.items()}}
                 | self._analysis(name, seed, recogniser, bucket, batch_size, greedy, test)
             )
@@ -207,7 +208,6 @@ def _summary(found: Recognition) -> dict[str, Any]:
     wrong = np.flatnonzero(errors.total)
     return {
         "joint_evaluations": float(found.joint_evaluations.mean()),
-        "words": errors.words.tolist(),
         # Utterance, substitutions, deletions, insertions, of those that are not right.
         "errors": np.stack([wrong, *(x[wrong] for x in errors[1:])], axis=1).tolist(),
         "wrong": [[found.references[i], found.hypotheses[i]] for i in wrong[:20]],

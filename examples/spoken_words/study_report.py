@@ -31,11 +31,11 @@ class Point(NamedTuple):
         return rate_interval(self.errors)
 
 
-def errors_of(of_decoding: Row) -> WordErrors:
-    """What a row has kept of them."""
-    words = np.array(of_decoding["words"])
+def errors_of(row: Row, how: str) -> WordErrors:
+    """What a row has kept of them: a digit of words an utterance, and where there are errors."""
+    words = np.array([int(digit) for digit in row["words"]])
     counts = np.zeros((3, len(words)), int)
-    for i, *of_utterance in of_decoding["errors"]:
+    for i, *of_utterance in row["decoding"][how]["errors"]:
         counts[:, i] = of_utterance
     return WordErrors(words, *counts)
 
@@ -56,7 +56,9 @@ def point(rows: Sequence[Row], arm: str, test: str, how: str, seeds: Sequence[in
     found.sort(key=lambda row: row["seed"])
     decodings = [row["decoding"][how] for row in found]
     evaluations = np.mean([x["joint_evaluations"] for x in decodings]) if found else np.nan
-    errors = joined([errors_of(x) for x in decodings]) if found else WordErrors(*np.zeros((4, 0)))
+    errors = (
+        joined([errors_of(row, how) for row in found]) if found else WordErrors(*np.zeros((4, 0)))
+    )
     return Point(len(found), errors, float(evaluations), found)
 
 
@@ -103,7 +105,7 @@ def _table_of_errors(rows: Sequence[Row], names: Sequence[str], test: str) -> st
         counts = [int(x.sum()) for x in greedy.errors[1:]]
         delays = [1000 * row["delay"] for row in greedy.rows if "delay" in row]
         worse = sum(row["beam_errors"] for row in greedy.rows)
-        each = [_percent(errors_of(r["decoding"]["greedy"]).rate) for r in greedy.rows]
+        each = [_percent(errors_of(r, "greedy").rate) for r in greedy.rows]
         lines.append(
             [
                 *(name, ", ".join(each), _percent(greedy.errors.rate), greedy.interval),
