@@ -59,7 +59,7 @@ def point(rows: Sequence[Row], arm: str, test: str, how: str, seeds: Sequence[in
     errors = (
         joined([errors_of(row, how) for row in found]) if found else WordErrors(*np.zeros((4, 0)))
     )
-    return Point(len(found), errors, float(evaluations), found)
+    return Point(len(found), joined(of_rows), float(evaluations), found)
 
 
 def seeds_of(rows: Sequence[Row], arm: str, test: str) -> list[int]:
