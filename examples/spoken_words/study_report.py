@@ -56,9 +56,7 @@ def point(rows: Sequence[Row], arm: str, test: str, how: str, seeds: Sequence[in
     found.sort(key=lambda row: row["seed"])
     decodings = [row["decoding"][how] for row in found]
     evaluations = np.mean([x["joint_evaluations"] for x in decodings]) if found else np.nan
-    errors = (
-        joined([errors_of(row, how) for row in found]) if found else WordErrors(*np.zeros((4, 0)))
-    )
+    of_rows = [errors_of(row, how) for row in found] or [WordErrors(*np.zeros((4, 0), int))]
     return Point(len(found), joined(of_rows), float(evaluations), found)
 
 
