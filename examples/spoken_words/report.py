@@ -40,22 +40,22 @@ def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None
     table.add_column("recogniser", no_wrap=True)
     for heading in (
         "loss\n(nats/char)",
-        "word error rate\n(95 %)",
+        "word errors\n(%)",
+        "95 %",
         "joint\nevaluations",
         "search\n(ms)",
-        "with encoder\n(ms)",
-        "real-time\nfactor",
+        "and encoder\n(ms)",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, evaluation in evaluations.items():
         table.add_row(
             name,
             f"{evaluation.loss:.4f}",
-            f"{evaluation.word_error_rate:.2%}\n({evaluation.interval})",
+            f"{100 * evaluation.word_error_rate:.2f}",
+            str(evaluation.interval),
             f"{evaluation.joint_evaluations:.1f}",
             f"{1000 * evaluation.search_seconds:.2f}",
             f"{1000 * evaluation.decoding_seconds:.2f}",
-            f"{evaluation.real_time_factor:.5f}",
         )
     console.print(table, "Means over the utterances, each decoded on its own.\n")
 
