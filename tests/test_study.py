@@ -115,7 +115,7 @@ def test_rows_are_made_once(tmp_path: pathlib.Path) -> None:
     sets = study.Sets(0, words, recipe)
     arms = example("arms").arms(recipe)
     assert len({*arms}) == len(arms) > 10
-    one = study.Study(tmp_path)
+    one = study.Study(tmp_path, jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
     for name in ("RNN-T", "multi-blank of 2, 4"):
         assert not one.has(name, 0, times=False)
         one.train_and_measure(name, arms[name], 0, sets)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from rich.console import Console
 
 import devices
@@ -73,7 +74,7 @@ def main(options: Options) -> None:
     unknown = set(options.arms) - set(all_arms)
     if unknown:
         sys.exit(f"--arms: expected some of {list(all_arms)}, got {sorted(unknown)}")
-    study = Study(options.output.resolve())
+    study = Study(options.output.resolve(), devices.make_mesh(1, None, None, None))
     if options.list:
         for name in all_arms:
             console.print(f"{len(study.rows(arm=name)):4} rows: {name}")
@@ -119,8 +120,9 @@ class Sets:
 class Study:
     """The rows that there are, and how more of them are made."""
 
-    def __init__(self, output: pathlib.Path):
+    def __init__(self, output: pathlib.Path, mesh: Mesh):
         self.output = output
+        self.mesh = mesh
         self.file = output / "study.jsonl"
 
     def rows(self, **values: Any) -> list[dict[str, Any]]:
@@ -146,7 +148,7 @@ class Study:
         start = time.perf_counter()
         recogniser, losses = train(
             *(arm.recipe, arm.transducer, sets.training, seed, self._checkpoints(name, seed)),
-            devices.make_mesh(1, None, None, None),
+            self.mesh,
             lambda step, loss: None,
         )
         trained = time.perf_counter()
