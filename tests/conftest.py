@@ -40,6 +40,8 @@ OF_VALUES = {
     "test_enumeration",
     "test_fuzz",
     "test_joint",
+    "test_joint_callers",
+    "test_joint_programs",
     "test_kernels",
     "test_large",
     "test_laws",
@@ -51,7 +53,15 @@ OF_VALUES = {
 }
 
 # Their tests are few, and take long.
-LONG = {"test_cuda_build", "test_example", "test_h100", "test_joint", "test_matrix", "test_native"}
+LONG = {
+    "test_cuda_build",
+    "test_example",
+    "test_h100",
+    "test_joint",
+    "test_joint_programs",
+    "test_matrix",
+    "test_native",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from cases import assert_close, criterion, row
-from jax_mbrnnt import (
-    Transducer,
-)
+from jax_mbrnnt import Transducer
 
 B, T, U, V, H = 3, 7, 4, 9, 5
 OPTIONS: dict[str, Any] = {

@@ -38,7 +38,7 @@ def _arms(recipe: Recipe) -> Iterator[tuple[str, Arm]]:
         f"sigma {sigma} throughout": dataclasses.replace(recipe, sigma_shares=CONSTANT),
         f"sigma from 0 to {sigma}": dataclasses.replace(recipe, sigma_shares=RISING),
         "sigma 0": dataclasses.replace(recipe, sigma_shares=((0.0, 0.0),)),
-        "omega 0": dataclasses.replace(recipe, omega=0.0),
+        "omega 0.05": dataclasses.replace(recipe, omega=0.05),
         "half the steps": dataclasses.replace(recipe, steps=recipe.steps // 2),
         "twice the steps": dataclasses.replace(recipe, steps=2 * recipe.steps),
     }

@@ -107,12 +107,13 @@ def evaluate(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> Evaluat
     """Measures a recogniser on the utterances of a bucket."""
     greedy = recognise(recogniser, bucket, batch_size)
     beam = recognise_with_beam(recogniser, bucket, batch_size)
+    errors = greedy.errors  # counted at each asking
     times = decoding_times(recogniser, bucket, batch_size=1)
     speech = bucket.take(np.arange(times.utterances)).feature_lengths.mean() * FRAME_SECONDS
     return Evaluation(
         loss=float(_losses(recogniser, bucket, batch_size).sum() / bucket.num_labels()),
-        word_error_rate=greedy.errors.rate,
-        interval=rate_interval(greedy.errors),
+        word_error_rate=errors.rate,
+        interval=rate_interval(errors),
         joint_evaluations=float(greedy.joint_evaluations.mean()),
         search_seconds=times.greedy,
         decoding_seconds=times.whole,

@@ -94,32 +94,30 @@ def scores_for(transducer: Transducer, labels: int) -> int:
     return scores - (emission.num_labels - len(emission.blanks) - labels)
 
 
+def durations_of_classes(transducer: Transducer, scores: int) -> list[set[int]]:
+    """Returns of each class `[V]` the durations of the arcs that read it by its number."""
+    emission = transducer.emission(scores)
+    arcs = list(zip(transducer.arcs, emission.reads, strict=True))
+    return [
+        {arc.duration for arc, reads in arcs if reads[h] == v}
+        for h, size in enumerate(emission.heads)
+        for v in range(size)
+    ]
+
+
 def durations_in_nats(transducer: Transducer, scores: int) -> np.ndarray:
     """Returns a bias `[V]` by which a class is the more probable the longer it takes.
 
     Training from there is faster than from equal classes.
     """
-    emission, start, bias = transducer.emission(scores), 0, np.zeros(scores)
-    for h, size in enumerate(emission.heads):
-        for v in range(size):
-            arcs = zip(transducer.arcs, emission.reads, strict=True)
-            durations = {arc.duration for arc, reads in arcs if reads[h] == v}
-            if len(durations) == 1:  # Else the class leaves open how long.
-                bias[start + v] = np.log(max(1, durations.pop()))
-        start += size
-    return bias
+    # A class of several durations leaves open how long it takes.
+    of_classes = durations_of_classes(transducer, scores)
+    return np.array([np.log(max(1, *d)) if len(d) == 1 else 0.0 for d in of_classes])
 
 
 def jump_classes(transducer: Transducer, scores: int) -> np.ndarray:
     """Returns which classes `[V]` are read by arcs of several frames alone: none of an RNN-T's."""
-    emission, found = transducer.emission(scores), []
-    for h, size in enumerate(emission.heads):
-        shortest = np.full(size, np.inf)
-        for arc, reads in zip(transducer.arcs, emission.reads, strict=True):
-            if reads[h] >= 0:
-                shortest[reads[h]] = min(shortest[reads[h]], arc.duration)
-        found.append(np.isfinite(shortest) & (shortest > 1))
-    return np.concatenate(found)
+    return np.array([min(d, default=1) > 1 for d in durations_of_classes(transducer, scores)])
 
 
 class Recogniser(nnx.Module):

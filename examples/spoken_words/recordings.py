@@ -111,6 +111,14 @@ def make_synthetic_recordings() -> Recordings:
     }
 
 
+def choose_recordings(
+    directory: pathlib.Path, synthetic: bool, vocabulary: int | None
+) -> Recordings:
+    """Returns the first so many words, all of them if None: those read there, or made-up ones."""
+    recordings = make_synthetic_recordings() if synthetic else read_recordings(directory)
+    return dict(list(recordings.items())[:vocabulary])
+
+
 def _prepare(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     """Resamples, trims silence from both ends and scales to a root mean square of one."""
     if sample_rate != SAMPLE_RATE:

@@ -35,8 +35,7 @@ from recordings import (
     DEBIAN_DIRECTORY,
     Recordings,
     RecordingsNotFoundError,
-    make_synthetic_recordings,
-    read_recordings,
+    choose_recordings,
 )
 from study_report import report
 from training import load, train
@@ -86,12 +85,7 @@ def main(options: Options) -> None:
         if not missing:
             continue
         if recordings is None:
-            recordings = (
-                make_synthetic_recordings()
-                if options.synthetic
-                else read_recordings(options.recordings)
-            )
-            recordings = dict(list(recordings.items())[: recipe.vocabulary])
+            recordings = choose_recordings(options.recordings, options.synthetic, recipe.vocabulary)
         with console.status(f"Utterances of seed {seed}"):
             sets = Sets(seed, recordings, recipe)
         for name in missing:

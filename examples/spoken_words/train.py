@@ -32,10 +32,8 @@ from recipe import FULL, QUICK, Recipe
 from recordings import (
     DEBIAN_DIRECTORY,
     SAMPLE_RATE,
-    Recordings,
     RecordingsNotFoundError,
-    make_synthetic_recordings,
-    read_recordings,
+    choose_recordings,
 )
 from training import train
 from utterances import make_sets
@@ -93,7 +91,12 @@ def main(options: Options) -> None:
     output = options.output.resolve()
     mesh = choose_devices(options, recipe)
     console.quiet = not devices.is_first_process()
-    recordings = choose_recordings(options, recipe)
+    if options.synthetic:
+        console.print(
+            "[bold yellow]Synthetic: the words are made up and consist of tones. Nothing below "
+            "says anything about speech."
+        )
+    recordings = choose_recordings(options.recordings, options.synthetic, recipe.vocabulary)
     open_checkpoints(output / "checkpoints", options, recipe)
 
     training_set, test_set = make_sets(options.seed, recordings, recipe)
@@ -155,19 +158,6 @@ def choose_devices(options: Options, recipe: Recipe) -> Mesh:
             f"{mesh.size} devices in all"
         )
     return mesh
-
-
-def choose_recordings(options: Options, recipe: Recipe) -> Recordings:
-    """Returns the words to train with, real or made up."""
-    if options.synthetic:
-        console.print(
-            "[bold yellow]Synthetic: the words are made up and consist of tones. Nothing below "
-            "says anything about speech."
-        )
-        recordings = make_synthetic_recordings()
-    else:
-        recordings = read_recordings(options.recordings)
-    return dict(list(recordings.items())[: recipe.vocabulary])
 
 
 def train_with_progress_bar(
