@@ -14,13 +14,14 @@ import tempfile
 import numpy as np
 from flax import nnx
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples" / "spoken_words"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
-import devices
-import train
-from features import Batch, make_bucket, make_buckets
-from model import Recogniser
-from recipe import FULL, QUICK
+from speech import devices
+from speech.batches import Batch
+from spoken_words import train
+from spoken_words.features import make_bucket, make_buckets
+from spoken_words.model import Recogniser
+from spoken_words.recipe import FULL, QUICK
 
 UTTERANCES = 8
 

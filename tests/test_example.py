@@ -101,8 +101,10 @@ def test_quick_synthetic_run_and_resume(tmp_path: pathlib.Path) -> None:
 
 def test_pieces_are_encoded_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an encoder that looks in both directions hears around a chunk is enough, and needed."""
-    monkeypatch.syspath_prepend(_TRAIN.parent)
-    listen, model, recipe = map(importlib.import_module, ("listen", "model", "recipe"))
+    monkeypatch.syspath_prepend(_TRAIN.parents[1])
+    listen, model, recipe = (
+        importlib.import_module(f"spoken_words.{name}") for name in ("listen", "model", "recipe")
+    )
     # The example runs under JAX's own rules.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         transducer = recipe.QUICK.transducers["TDT"]

@@ -18,12 +18,12 @@ for module in ("flax", "jiwer", "matplotlib", "optax", "orbax.checkpoint", "rich
 from rich.console import Console  # noqa: E402
 from scipy import stats  # noqa: E402
 
-_EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "spoken_words"
+_EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(autouse=True)
 def _as_the_example_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(_EXAMPLE)
+    monkeypatch.syspath_prepend(_EXAMPLES)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -33,7 +33,7 @@ def example(name: str) -> Any:
 
 
 def test_errors_of_each_utterance() -> None:
-    intervals = example("intervals")
+    intervals = example("speech.intervals")
     said = ["one two three", "four five", "six", "seven eight"]
     heard = ["one too three", "four", "six six", "seven eight"]
     errors = intervals.word_errors(said, heard)
@@ -52,7 +52,7 @@ def of_counts(intervals: Any, errors: np.ndarray) -> Any:
 
 def test_interval_of_a_rate() -> None:
     """Of one error at most in each utterance: as many of N utterances, which is binomial."""
-    intervals, count = example("intervals"), 800
+    intervals, count = example("speech.intervals"), 800
     errors = of_counts(intervals, (np.arange(count) < 40).astype(int))
     low, high = intervals.rate_interval(errors)
     expected = stats.binom.ppf([0.025, 0.975], count, 40 / count) / (4 * count)
@@ -61,14 +61,14 @@ def test_interval_of_a_rate() -> None:
 
 
 def test_interval_without_errors() -> None:
-    intervals = example("intervals")
+    intervals = example("speech.intervals")
     low, high = intervals.rate_interval(of_counts(intervals, np.zeros(250, int)))
     assert low == 0
     assert high == pytest.approx(1 - 0.025 ** (1 / 1000), rel=1e-6)
 
 
 def test_interval_of_a_difference_is_paired() -> None:
-    intervals, rng = example("intervals"), np.random.default_rng(0)
+    intervals, rng = example("speech.intervals"), np.random.default_rng(0)
     common = rng.integers(0, 3, 400)
     few, many = of_counts(intervals, common), of_counts(intervals, common + 1)
     assert intervals.difference_interval(few, few) == (0, 0)
@@ -81,7 +81,10 @@ def test_interval_of_a_difference_is_paired() -> None:
 
 def test_jumps_before_errors() -> None:
     """The longest since the character before; before what was left out, that of the next one."""
-    analysis, tdt = example("analysis"), example("jax_mbrnnt").TDT(durations=(0, 1, 2, 4))
+    analysis, tdt = (
+        example("spoken_words.analysis"),
+        example("jax_mbrnnt").TDT(durations=(0, 1, 2, 4)),
+    )
     arc_of = {(arc.duration, arc.emits): i for i, arc in enumerate(tdt.arcs)}
 
     class Tdt:
@@ -105,15 +108,17 @@ def test_jumps_before_errors() -> None:
 
 
 def test_rows_are_made_once(tmp_path: pathlib.Path) -> None:
-    study, report, recordings = map(example, ("study", "study_report", "recordings"))
+    study, report, recordings = (
+        example(f"spoken_words.{name}") for name in ("study", "study_report", "recordings")
+    )
     recipe = dataclasses.replace(
-        example("recipe").QUICK,
+        example("spoken_words.recipe").QUICK,
         **{"vocabulary": 4, "training_utterances": 16, "test_utterances": 8, "batch_size": 8},
         **{"width": 16, "dilations": (1,), "steps": 2, "checkpoint_every": 1},
     )
     words = dict(list(recordings.make_synthetic_recordings().items())[:4])
     sets = study.Sets(0, words, recipe)
-    arms = example("arms").arms(recipe)
+    arms = example("spoken_words.arms").arms(recipe)
     assert len({*arms}) == len(arms) > 10
     one = study.Study(tmp_path, jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
     for name in ("RNN-T", "multi-blank of 2, 4"):
@@ -145,18 +150,19 @@ def test_rows_are_made_once(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("chunked_joint", [False, True])
 def test_steps_without_jumps(name: str, chunked_joint: bool) -> None:
     """As a transducer that has no others, of the classes that are left."""
-    model, recipe = example("model"), example("recipe").QUICK
+    model, recipe = example("spoken_words.model"), example("spoken_words.recipe").QUICK
+    classes = example("speech.classes")
     transducer = recipe.transducers[name]
     recogniser = model.Recogniser(recipe, transducer, rngs=example("flax.nnx").Rngs(0))
     rng = np.random.default_rng(0)
-    batch = example("features").Batch(
+    batch = example("speech.batches").Batch(
         features=rng.normal(size=(2, 40, 40)).astype(np.float32),
         feature_lengths=np.array([40, 30], np.int32),
         labels=rng.integers(0, 27, (2, 5)).astype(np.int32),
         label_lengths=np.array([5, 3], np.int32),
     )
-    assert not model.jump_classes(recipe.transducers["RNN-T"], 28).any()
-    jumps = model.jump_classes(transducer, recogniser.output.out_features)
+    assert not classes.jump_classes(recipe.transducers["RNN-T"], 28).any()
+    jumps = classes.jump_classes(transducer, recogniser.output.out_features)
     assert jumps.sum() == {"multi-blank": 2, "TDT": 3}[name]
     logits, lengths = recogniser(batch)
     operands = batch.labels, lengths, batch.label_lengths

@@ -11,9 +11,10 @@ import jiwer
 import numpy as np
 from flax import nnx
 
-from features import Batch, Bucket
 from jax_mbrnnt import Alignment
-from model import ENCODER_FRAME_SECONDS, Recogniser
+from speech.batches import Batch
+from spoken_words.features import Bucket
+from spoken_words.model import ENCODER_FRAME_SECONDS, Recogniser
 
 Counts = dict[str, dict[int, int]]
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from jax_mbrnnt import TDT, MultiblankRNNT, Transducer
-from recipe import Recipe
+from spoken_words.recipe import Recipe
 
 CONSTANT = ((0.0, 1.0),)
 RISING = ((0.3, 0.0), (0.7, 1.0))

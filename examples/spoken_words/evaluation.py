@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from features import FRAME_SECONDS, Batch, Bucket, to_text
-from intervals import Interval, WordErrors, rate_interval, word_errors
 from jax_mbrnnt import BeamDecoding, GreedyDecoding
-from model import Recogniser
+from speech.batches import Batch
+from speech.intervals import Interval, WordErrors, rate_interval, word_errors
+from speech.log_mel import FRAME_SECONDS
+from spoken_words.features import Bucket, to_text
+from spoken_words.model import Recogniser
 
 BEAM = 4
 

@@ -2,69 +2,27 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-import kaldi_native_fbank as knf
 import numpy as np
 
-from recordings import SAMPLE_RATE
-from utterances import Utterance
+from speech.batches import Batch, lengths, make_batch, pad
+from speech.log_mel import Filters, log_mel
+from spoken_words.recordings import SAMPLE_RATE
+from spoken_words.utterances import Utterance
 
-MEL_BANDS = 40
-FRAME_SECONDS = 0.01
+FILTERS = Filters(SAMPLE_RATE, bands=40, low=60.0, high=3900.0)
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz"
 """The labels: label `i` is `CHARACTERS[i]`."""
 
 
-class Batch(NamedTuple):
-    """Utterances padded to common lengths.
-
-    Attributes:
-      features: `[B, F, MEL_BANDS]` float32, log-mel features, a frame every 10 ms.
-      feature_lengths: `[B]` int32, valid frames of each utterance.
-      labels: `[B, U]` int32, characters.
-      label_lengths: `[B]` int32, valid labels of each utterance.
-    """
-
-    features: np.ndarray
-    feature_lengths: np.ndarray
-    labels: np.ndarray
-    label_lengths: np.ndarray
+def normalised(frames: np.ndarray) -> np.ndarray:
+    """Returns features `[F, bands]` of which each band has zero mean, and roughly unit variance."""
+    return (frames - frames.mean(axis=0)) / 3 if len(frames) else frames
 
 
-class LogMel:
-    """Log-mel features of a waveform that comes in pieces."""
-
-    def __init__(self) -> None:
-        options = knf.FbankOptions()
-        options.frame_opts.samp_freq = SAMPLE_RATE
-        options.frame_opts.frame_shift_ms = 1000 * FRAME_SECONDS
-        options.frame_opts.dither = 0.0
-        options.mel_opts.num_bins = MEL_BANDS
-        options.mel_opts.low_freq = 60.0
-        options.mel_opts.high_freq = 3900.0
-        self._filter_bank = knf.OnlineFbank(options)
-        self._frames: list[np.ndarray] = []
-
-    def hear(self, samples: np.ndarray, *, is_last: bool) -> np.ndarray:
-        """Takes the next samples; returns the features `[F, MEL_BANDS]` of all heard so far.
-
-        Each band has zero mean over these: what was heard first is normalised anew each time.
-        """
-        self._filter_bank.accept_waveform(SAMPLE_RATE, samples)
-        if is_last:
-            self._filter_bank.input_finished()
-        ready = range(len(self._frames), self._filter_bank.num_frames_ready)
-        self._frames += [self._filter_bank.get_frame(i) for i in ready]
-        frames = np.reshape(self._frames, (-1, MEL_BANDS)).astype(np.float32)
-        return (
-            (frames - frames.mean(axis=0)) / 3 if len(frames) else frames
-        )  # Roughly unit variance.
-
-
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Returns log-mel features `[F, MEL_BANDS]`, each band with zero mean over the utterance."""
-    return LogMel().hear(waveform, is_last=True)
+def features_of(waveform: np.ndarray) -> np.ndarray:
+    """Returns the features `[F, bands]` of a whole utterance."""
+    return normalised(log_mel(waveform, FILTERS))
 
 
 def to_labels(text: str) -> np.ndarray:
@@ -82,7 +40,7 @@ class Bucket:
 
     def __init__(self, utterances: Sequence[Utterance], features: Sequence[np.ndarray]):
         labels = [to_labels(utterance.text) for utterance in utterances]
-        self._all = Batch(_pad(features), _lengths(features), _pad(labels), _lengths(labels))
+        self._all = make_batch(features, labels)
 
     def __len__(self) -> int:
         return len(self._all.labels)
@@ -113,7 +71,7 @@ class Bucket:
     def saying(self, labels: Sequence[np.ndarray]) -> "Bucket":
         """Returns the same sounds with other labels."""
         other = copy.copy(self)
-        other._all = self._all._replace(labels=_pad(labels), label_lengths=_lengths(labels))
+        other._all = self._all._replace(labels=pad(labels), label_lengths=lengths(labels))
         return other
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -124,12 +82,12 @@ class Bucket:
 
 def make_bucket(utterances: Sequence[Utterance]) -> Bucket:
     """Puts utterances into one bucket, in their order."""
-    return Bucket(utterances, [log_mel(utterance.waveform) for utterance in utterances])
+    return Bucket(utterances, [features_of(utterance.waveform) for utterance in utterances])
 
 
 def make_buckets(utterances: Sequence[Utterance], count: int) -> list[Bucket]:
     """Sorts utterances by length into buckets of equal sizes."""
-    features = [log_mel(utterance.waveform) for utterance in utterances]
+    features = [features_of(utterance.waveform) for utterance in utterances]
     by_length = np.argsort([len(frames) for frames in features], kind="stable")
     return [
         Bucket([utterances[i] for i in rows], [features[i] for i in rows])
@@ -147,16 +105,3 @@ def random_batch(
     return batch._replace(
         features=batch.features + np.float32(noise) * rng.standard_normal(shape, np.float32)
     )
-
-
-def _lengths(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.array([len(array) for array in arrays], np.int32)
-
-
-def _pad(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Stacks arrays `[N, ...]` of several lengths, with zeros behind the shorter ones."""
-    longest = max(len(array) for array in arrays)
-    padded = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
-    for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = array
-    return padded

@@ -16,12 +16,15 @@ from flax import nnx
 from rich.console import Console
 from scipy import signal
 
-from features import MEL_BANDS, LogMel, to_text
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 from jax_mbrnnt import GreedyDecoding, StreamCarry
-from model import ENCODER_FRAME_SECONDS, SUBSAMPLING, Recogniser
-from recipe import FULL, QUICK
-from recordings import SAMPLE_RATE
-from training import load
+from speech.log_mel import LogMel
+from spoken_words.features import FILTERS, normalised, to_text
+from spoken_words.model import ENCODER_FRAME_SECONDS, SUBSAMPLING, Recogniser
+from spoken_words.recipe import FULL, QUICK
+from spoken_words.recordings import SAMPLE_RATE
+from spoken_words.training import load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +90,17 @@ class Listener:
     def __init__(self, recogniser: Recogniser, chunk_frames: int):
         self._recogniser = recogniser
         self._chunk = chunk_frames
-        self._features = LogMel()
+        self._features = LogMel(FILTERS)
+        self._heard = np.empty((0, FILTERS.bands), np.float32)
         self._carry = recogniser.stream().init(1)
         self._done = 0  # frames
         self._word: list[tuple[int, int]] = []  # labels of the word that is not over, and frames
 
     def hear(self, samples: np.ndarray, *, is_last: bool) -> list[tuple[str, float]]:
         """Takes the next samples; returns the words that are over now, and when each began."""
-        features = self._features.hear(samples, is_last=is_last)
+        heard = self._features.hear(samples, is_last=is_last)
+        self._heard = np.concatenate([self._heard, heard])
+        features = normalised(self._heard)  # what was heard first, too: anew each time
         there, reach = len(features) // SUBSAMPLING, self._recogniser.encoder.reach
         ready = there if is_last else there - reach
         words = []
@@ -123,13 +129,13 @@ class Listener:
 
 
 def window_of(features: np.ndarray, begin: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """So many frames of an utterance, `[1, 4 size, MEL_BANDS]`, and which of them there are."""
+    """So many frames of an utterance, `[1, 4 size, bands]`, and which of them there are."""
     there = len(features) // SUBSAMPLING
     frames = np.arange(begin, begin + size)
     is_valid = (frames >= 0) & (frames < there)
-    window = np.zeros((size, SUBSAMPLING * MEL_BANDS), np.float32)
+    window = np.zeros((size, SUBSAMPLING * FILTERS.bands), np.float32)
     window[is_valid] = features[: there * SUBSAMPLING].reshape(there, -1)[frames[is_valid]]
-    return window.reshape(1, -1, MEL_BANDS), is_valid[None]
+    return window.reshape(1, -1, FILTERS.bands), is_valid[None]
 
 
 @nnx.jit

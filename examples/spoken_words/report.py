@@ -22,11 +22,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
-from evaluation import BEAM, Evaluation
-from features import FRAME_SECONDS
 from jax_mbrnnt import Arc
-from model import ENCODER_FRAME_SECONDS
-from recipe import Recipe
+from speech.log_mel import FRAME_SECONDS
+from spoken_words.evaluation import BEAM, Evaluation
+from spoken_words.model import ENCODER_FRAME_SECONDS
+from spoken_words.recipe import Recipe
 
 # Okabe and Ito's colours, which colour-blind readers tell apart too.
 _LABEL_COLOUR = "#D55E00"

@@ -18,28 +18,30 @@ import tyro
 from jax.sharding import Mesh
 from rich.console import Console
 
-import devices
-from analysis import arcs_taken, delay, longest_before, paths
-from arms import Arm, arms
-from evaluation import (
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from speech import devices
+from spoken_words.analysis import arcs_taken, delay, longest_before, paths
+from spoken_words.arms import Arm, arms
+from spoken_words.evaluation import (
     Recognition,
     count_beam_errors,
     decoding_times,
     recognise,
     recognise_with_beam,
 )
-from features import Bucket, make_bucket, make_buckets
-from model import Recogniser
-from recipe import FULL, QUICK, Recipe
-from recordings import (
+from spoken_words.features import Bucket, make_bucket, make_buckets
+from spoken_words.model import Recogniser
+from spoken_words.recipe import FULL, QUICK, Recipe
+from spoken_words.recordings import (
     DEBIAN_DIRECTORY,
     Recordings,
     RecordingsNotFoundError,
     choose_recordings,
 )
-from study_report import report
-from training import load, train
-from utterances import HARD, make_sets, make_utterances
+from spoken_words.study_report import report
+from spoken_words.training import load, train
+from spoken_words.utterances import HARD, make_sets, make_utterances
 
 console = Console()
 

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 
-from intervals import Interval, WordErrors, difference_interval, rate_interval
+from speech.intervals import Interval, WordErrors, difference_interval, rate_interval
 
 Row = dict[str, Any]
 

@@ -13,41 +13,27 @@ import soundfile
 import tyro
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
-import devices
-import report
-from evaluation import arc_posteriors, evaluate
-from features import Bucket, log_mel, make_bucket, make_buckets
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 from jax_mbrnnt import Transducer
-from model import Recogniser
-from recipe import FULL, QUICK, Recipe
-from recordings import (
+from speech import devices, progress
+from spoken_words import report
+from spoken_words.evaluation import arc_posteriors, evaluate
+from spoken_words.features import Bucket, features_of, make_bucket, make_buckets
+from spoken_words.model import Recogniser
+from spoken_words.recipe import FULL, QUICK, Recipe
+from spoken_words.recordings import (
     DEBIAN_DIRECTORY,
     SAMPLE_RATE,
     RecordingsNotFoundError,
     choose_recordings,
 )
-from training import train
-from utterances import make_sets
+from spoken_words.training import train
+from spoken_words.utterances import make_sets
 
 console = Console()
-
-_COLUMNS = (
-    TextColumn("Training {task.description:12}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TextColumn("loss {task.fields[loss]:.3f}"),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +114,7 @@ def main(options: Options) -> None:
     report.plot_lattices(
         output / "lattices.png",
         shown.text,
-        log_mel(shown.waveform),
+        features_of(shown.waveform),
         {
             name: np.asarray(arc_posteriors(recogniser, make_bucket([shown]).whole()))[0]
             for name, recogniser in recognisers.items()
@@ -170,11 +156,11 @@ def train_with_progress_bar(
     mesh: Mesh,
 ) -> tuple[Recogniser, list[float]]:
     """Trains a recogniser and shows how far it has come."""
-    with Progress(*_COLUMNS, console=console) as progress:
-        task = progress.add_task(name, total=recipe.steps, loss=float("nan"))
+    with Progress(*progress.COLUMNS, console=console) as bar:
+        task = bar.add_task(name, total=recipe.steps, loss=float("nan"))
 
         def show(step: int, loss: float) -> None:
-            progress.update(task, completed=step, loss=loss)
+            bar.update(task, completed=step, loss=loss)
 
         directory = checkpoints / name
         return train(

@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-import devices
-from features import Batch, Bucket, random_batch
 from jax_mbrnnt import Transducer
-from model import Recogniser
-from recipe import Recipe
+from speech import checkpoints, devices
+from speech.batches import Batch
+from speech.optimizer import make_optimizer
+from spoken_words.features import Bucket, random_batch
+from spoken_words.model import Recogniser
+from spoken_words.recipe import Recipe
 
 
 def train(
@@ -24,7 +25,7 @@ def train(
     transducer: Transducer,
     buckets: Sequence[Bucket],
     seed: int,
-    checkpoints: pathlib.Path,
+    directory: pathlib.Path,
     mesh: Mesh,
     on_step: Callable[[int, float], None],
     chunked_joint: bool = False,
@@ -39,7 +40,7 @@ def train(
       transducer: the loss, and with it the kind of the recogniser.
       buckets: the training utterances.
       seed: of the parameters, batches and noise.
-      checkpoints: absolute path of the directory for them.
+      directory: absolute path of that for the checkpoints.
       mesh: the devices that share the utterances of a batch.
       on_step: called with the number of steps done and the loss after each step.
       chunked_joint: whether the loss makes the logits a chunk of frames at a time.
@@ -51,47 +52,54 @@ def train(
     devices.replicate(mesh, recogniser, optimizer)
     losses: list[float] = []
 
-    with ocp.CheckpointManager(checkpoints, options=_CHECKPOINT_OPTIONS) as manager:
+    with ocp.CheckpointManager(directory, options=checkpoints.OPTIONS) as manager:
         last_step = manager.latest_step()
         if last_step is not None:
-            losses = _restore(manager, last_step, recogniser, optimizer)
+            modules = recogniser, optimizer
+            others = checkpoints.restore(manager, last_step, modules, losses=ocp.args.JsonRestore())
+            losses = others.losses
             on_step(last_step, losses[-1])
         for step in range(len(losses), recipe.steps):
             rng = np.random.default_rng((seed, step))
             batch = random_batch(rng, buckets, recipe.batch_size, recipe.feature_noise)
-            batch = devices.spread(mesh, batch)
+            batch = devices.spread(mesh, devices.own_part(batch))
             share, has_jumps = recipe.sigma_share(step), rng.random() >= recipe.omega
             losses.append(
                 float(train_step(recogniser, optimizer, batch, share, has_jumps, chunked_joint))
             )
             on_step(step + 1, losses[-1])
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
-                _save(manager, step + 1, recogniser, optimizer, losses)
+                others = {"losses": ocp.args.JsonSave(losses)}
+                checkpoints.save(manager, step + 1, (recogniser, optimizer), **others)
     devices.take_home(recogniser)
     return recogniser, losses
 
 
-def load(recipe: Recipe, transducer: Transducer, checkpoints: pathlib.Path) -> Recogniser:
+def load(recipe: Recipe, transducer: Transducer, directory: pathlib.Path) -> Recogniser:
     """Returns the recogniser of the last checkpoint.
 
     Raises:
       FileNotFoundError: there is none.
     """
     recogniser, optimizer = _make(recipe, transducer, seed=0)
-    if checkpoints.is_dir():
-        with ocp.CheckpointManager(checkpoints, options=_CHECKPOINT_OPTIONS) as manager:
+    if directory.is_dir():
+        with ocp.CheckpointManager(directory, options=checkpoints.OPTIONS) as manager:
             last_step = manager.latest_step()
             if last_step is not None:
-                _restore(manager, last_step, recogniser, optimizer)
+                checkpoints.restore(manager, last_step, (recogniser, optimizer))
                 return recogniser
-    raise FileNotFoundError(f"No checkpoint in {checkpoints}: train the recogniser with train.py")
+    raise FileNotFoundError(f"No checkpoint in {directory}: train the recogniser with train.py")
 
 
 def _make(
     recipe: Recipe, transducer: Transducer, seed: int
 ) -> tuple[Recogniser, nnx.Optimizer[Recogniser]]:
     recogniser = Recogniser(recipe, transducer, rngs=nnx.Rngs(seed))
-    return recogniser, nnx.Optimizer(recogniser, _make_optimizer(recipe), wrt=nnx.Param)
+    optimizer = make_optimizer(
+        *(recipe.steps, recipe.warmup_steps, recipe.peak_learning_rate),
+        *(recipe.weight_decay, recipe.max_gradient_norm),
+    )
+    return recogniser, nnx.Optimizer(recogniser, optimizer, wrt=nnx.Param)
 
 
 @functools.partial(nnx.jit, static_argnames="chunked_joint")
@@ -112,56 +120,3 @@ def train_step(
     loss, gradients = nnx.value_and_grad(loss_per_label)(recogniser)
     optimizer.update(recogniser, gradients)
     return loss
-
-
-def _make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    warmup_steps = min(recipe.warmup_steps, recipe.steps // 4)
-    learning_rate = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=recipe.peak_learning_rate,
-        warmup_steps=warmup_steps,
-        decay_steps=recipe.steps,
-        end_value=0.02 * recipe.peak_learning_rate,
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(recipe.max_gradient_norm),
-        optax.adamw(learning_rate, b2=0.98, weight_decay=recipe.weight_decay),
-    )
-
-
-_CHECKPOINT_OPTIONS = ocp.CheckpointManagerOptions(max_to_keep=1)
-
-
-def _save(
-    manager: ocp.CheckpointManager,
-    step: int,
-    recogniser: Recogniser,
-    optimizer: nnx.Optimizer[Recogniser],
-    losses: list[float],
-) -> None:
-    state = nnx.to_pure_dict(nnx.state((recogniser, optimizer)))
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), losses=ocp.args.JsonSave(losses)
-        ),
-    )
-
-
-def _restore(
-    manager: ocp.CheckpointManager,
-    step: int,
-    recogniser: Recogniser,
-    optimizer: nnx.Optimizer[Recogniser],
-) -> list[float]:
-    """Fills the recogniser and its optimizer and returns the losses up to there."""
-    state = nnx.state((recogniser, optimizer))
-    saved = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(nnx.to_pure_dict(state)), losses=ocp.args.JsonRestore()
-        ),
-    )
-    nnx.replace_by_pure_dict(state, saved.state)
-    nnx.update((recogniser, optimizer), state)
-    return saved.losses

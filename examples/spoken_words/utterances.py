@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import signal
 
-from recipe import Recipe
-from recordings import SAMPLE_RATE, Recordings
+from spoken_words.recipe import Recipe
+from spoken_words.recordings import SAMPLE_RATE, Recordings
 
 
 class Conditions(NamedTuple):

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from features import Batch
+from speech.batches import Batch
 
 
 def make_mesh(
@@ -46,15 +46,21 @@ def take_home(module: nnx.Module) -> None:
     nnx.update(module, jax.device_put(state, jax.local_devices()[0]))
 
 
-def spread(mesh: Mesh, batch: Batch) -> Batch:
-    """Puts the utterances on the devices, as many on each; a process feeds its own ones."""
+def own_part(batch: Batch) -> Batch:
+    """Returns what this process feeds of a batch that every process has as a whole."""
+    parts = [np.split(array, jax.process_count()) for array in batch]
+    return Batch(*(part[jax.process_index()] for part in parts))
+
+
+def spread(mesh: Mesh, own: Batch) -> Batch:
+    """Puts this process's utterances on its devices, as many on each; with all others, a batch."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
-    def place(whole: np.ndarray) -> jax.Array:
-        own = np.split(whole, jax.process_count())[jax.process_index()]
-        return jax.make_array_from_process_local_data(sharding, own, whole.shape)
+    def place(own: np.ndarray) -> jax.Array:
+        shape = (len(own) * jax.process_count(), *own.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, own, shape)
 
-    return Batch(*map(place, batch))
+    return Batch(*map(place, own))
 
 
 def is_first_process() -> bool:

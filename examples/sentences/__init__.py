@@ -1,0 +1,1 @@
+"""A recipe for a corpus of sentences in LibriSpeech's layout."""

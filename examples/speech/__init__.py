@@ -1,0 +1,1 @@
+"""What the examples have in common, in small modules: copy what you need into your own project."""

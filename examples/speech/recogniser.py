@@ -1,0 +1,161 @@
+"""A transducer model in Flax NNX: an encoder, a prediction network, and the joint over both."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+
+from jax_mbrnnt import (
+    BeamDecoding,
+    GreedyDecoding,
+    GreedyStream,
+    Transducer,
+    beam_decode,
+    greedy_decode,
+)
+from speech.batches import Batch
+from speech.classes import durations_in_nats, jump_classes
+from speech.prediction import Prediction
+
+_MOST_SYMBOLS = 20
+"""At a frame: after a long jump several labels come at once."""
+
+
+class Encoder(Protocol):
+    """Every encoder."""
+
+    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns the encoded utterances `[B, T, H]`, and their lengths `[B]`."""
+        ...
+
+
+class Recogniser(nnx.Module):
+    """A transducer.
+
+    Which kind of transducer it is depends on `transducer` alone: it says how many scores the joint
+    has, and what they mean.
+
+    Args:
+      transducer: loss, and what a search does with scores.
+      encoder: of frames; its width `H` is that of the joint.
+      prediction: of labels; likewise.
+      width: `H`.
+      scores: how many a node has, `speech.classes.scores_for(transducer, labels)`.
+      dtype: of the joint's numbers; parameters are float32.
+      rngs: for the joint's parameters.
+    """
+
+    def __init__(
+        self,
+        transducer: Transducer,
+        encoder: Encoder,
+        prediction: Prediction,
+        width: int,
+        scores: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.transducer = transducer
+        self.encoder = encoder
+        self.prediction = prediction
+        bias = nnx.initializers.constant(durations_in_nats(transducer, scores))
+        self.output = nnx.Linear(width, scores, bias_init=bias, dtype=dtype, rngs=rngs)
+
+    def joint(self, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+        """Maps `[..., H]` of the encoder and of the prediction network to logits `[..., V]`."""
+        hidden = jnp.tanh(encoded + predicted)
+        # As rows: else XLA's CPU compiler transposes the logits' gradient for that of the weights.
+        logits = self.output(hidden.reshape(-1, hidden.shape[-1]))
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    def inputs_of_joint(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the encoded frames `[B, T, H]`, the predictions `[B, U + 1, H]`, the lengths."""
+        encoded, lengths = self.encoder(batch)
+        return encoded, self.prediction(jnp.asarray(batch.labels)), lengths
+
+    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns the logits `[B, T, U + 1, V]` of the whole lattice and the lengths `[B]` in T."""
+        encoded, predicted, lengths = self.inputs_of_joint(batch)
+        return self.joint(encoded[:, :, None], predicted[:, None]), lengths
+
+    def losses(
+        self,
+        batch: Batch,
+        sigma_share: ArrayLike = 1.0,
+        has_jumps: ArrayLike = True,
+        chunked_joint: bool = True,
+    ) -> jax.Array:
+        """Returns the losses `[B]`, from all logits at once or, the same, a chunk at a time.
+
+        Args:
+          batch: the utterances.
+          sigma_share: how much of the transducer's sigma counts.
+          has_jumps: whether arcs of several frames may be taken; else their classes are left out.
+          chunked_joint: whether to make the logits a chunk of frames at a time.
+        """
+        sigma = jnp.asarray(sigma_share) * self.transducer.sigma
+        criterion = dataclasses.replace(self.transducer, sigma=sigma)
+        jumps = jump_classes(self.transducer, self.output.out_features)
+        mask = jnp.where(jnp.asarray(has_jumps) | ~jumps, 0.0, -jnp.inf)
+        if not chunked_joint:
+            logits, lengths = self(batch)
+            logits += mask.astype(logits.dtype)
+            return criterion(logits, batch.labels, lengths, batch.label_lengths)
+        encoded, predicted, lengths = self.inputs_of_joint(batch)
+        graph, params = nnx.split(self.output)
+
+        def joint(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+            state, mask = params
+            logits = nnx.merge(graph, state)(jnp.tanh(encoded[:, :, None] + predicted[:, None]))
+            return logits + mask.astype(logits.dtype)
+
+        operands = encoded, predicted, batch.labels, lengths, batch.label_lengths
+        return criterion.joint_loss(joint, (params, mask), *operands)
+
+    def decode(self, batch: Batch, max_duration: int | None = None) -> GreedyDecoding:
+        """Recognises the utterances (no label is looked at), taking the best class at each node."""
+        return self.search(*self.encoder(batch), max_duration)
+
+    def search(
+        self, encoded: jax.Array, lengths: jax.Array, max_duration: int | None = None
+    ) -> GreedyDecoding:
+        """What `decode` does with encoded utterances."""
+        return greedy_decode(
+            *(self.transducer, self.joint, self.prediction.step, encoded, lengths),
+            initial_state=self.prediction.initial_state(len(encoded)),
+            max_symbols_per_frame=_MOST_SYMBOLS,
+            max_labels=encoded.shape[1],  # Nobody says more than a label a frame.
+            max_duration=max_duration,
+        )
+
+    def decode_with_beam(self, batch: Batch, beam: int, **fusion: Any) -> BeamDecoding:
+        """Recognises the utterances as the most probable labels over all alignments.
+
+        `fusion`: the arguments of `jax_mbrnnt.beam_decode` for a language model.
+        """
+        return self.search_with_beam(*self.encoder(batch), beam, **fusion)
+
+    def search_with_beam(
+        self, encoded: jax.Array, lengths: jax.Array, beam: int, **fusion: Any
+    ) -> BeamDecoding:
+        """What `decode_with_beam` does with encoded utterances."""
+        return beam_decode(
+            *(self.transducer, self.joint, self.prediction.step, encoded, lengths),
+            initial_state=self.prediction.initial_state(len(encoded)),
+            beam=beam,
+            **fusion,
+        )
+
+    def stream(self) -> GreedyStream:
+        """Returns what recognises one speaker, chunk by chunk of encoded frames."""
+        return GreedyStream(
+            self.transducer,
+            self.joint,
+            self.prediction.step,
+            initial_state=self.prediction.initial_state(1),
+            max_symbols_per_frame=_MOST_SYMBOLS,
+        )

@@ -1,0 +1,1 @@
+"""Three small recognisers of recorded words, and a study of them."""
