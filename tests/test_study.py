@@ -170,6 +170,11 @@ def test_steps_without_jumps(name: str, chunked_joint: bool) -> None:
         "multi-blank": lambda x: example("jax_mbrnnt").rnnt_loss(x, *operands),
         "TDT": lambda x: example("jax_mbrnnt").tdt_loss(x, *operands, durations=(0, 1)),
     }[name](logits[..., ~jumps])
-    losses = recogniser.losses(batch, 0.0, False, chunked_joint)
+
+    def losses_with(has_jumps: bool) -> jax.Array:
+        options = {"has_jumps": has_jumps, "chunked_joint": chunked_joint}
+        return recogniser.losses(batch, sigma_share=0.0, **options)
+
+    losses = losses_with(False)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert np.all(recogniser.losses(batch, 0.0, True, chunked_joint) != losses)
+    assert np.all(losses_with(True) != losses)

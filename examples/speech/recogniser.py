@@ -27,8 +27,11 @@ _MOST_SYMBOLS = 20
 class Encoder(Protocol):
     """Every encoder."""
 
-    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Returns the encoded utterances `[B, T, H]`, and their lengths `[B]`."""
+    def __call__(self, batch: Batch, /, *dropout: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns the encoded utterances `[B, T, H]`, and their lengths `[B]`.
+
+        One that has dropout takes its key in training.
+        """
         ...
 
 
@@ -72,19 +75,22 @@ class Recogniser(nnx.Module):
         logits = self.output(hidden.reshape(-1, hidden.shape[-1]))
         return logits.reshape(*hidden.shape[:-1], -1)
 
-    def inputs_of_joint(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def inputs_of_joint(
+        self, batch: Batch, *dropout: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns the encoded frames `[B, T, H]`, the predictions `[B, U + 1, H]`, the lengths."""
-        encoded, lengths = self.encoder(batch)
+        encoded, lengths = self.encoder(batch, *dropout)
         return encoded, self.prediction(jnp.asarray(batch.labels)), lengths
 
-    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, batch: Batch, *dropout: Any) -> tuple[jax.Array, jax.Array]:
         """Returns the logits `[B, T, U + 1, V]` of the whole lattice and the lengths `[B]` in T."""
-        encoded, predicted, lengths = self.inputs_of_joint(batch)
+        encoded, predicted, lengths = self.inputs_of_joint(batch, *dropout)
         return self.joint(encoded[:, :, None], predicted[:, None]), lengths
 
     def losses(
         self,
         batch: Batch,
+        *dropout: Any,
         sigma_share: ArrayLike = 1.0,
         has_jumps: ArrayLike = True,
         chunked_joint: bool = True,
@@ -93,6 +99,7 @@ class Recogniser(nnx.Module):
 
         Args:
           batch: the utterances.
+          *dropout: what the encoder takes beside them.
           sigma_share: how much of the transducer's sigma counts.
           has_jumps: whether arcs of several frames may be taken; else their classes are left out.
           chunked_joint: whether to make the logits a chunk of frames at a time.
@@ -102,10 +109,10 @@ class Recogniser(nnx.Module):
         jumps = jump_classes(self.transducer, self.output.out_features)
         mask = jnp.where(jnp.asarray(has_jumps) | ~jumps, 0.0, -jnp.inf)
         if not chunked_joint:
-            logits, lengths = self(batch)
+            logits, lengths = self(batch, *dropout)
             logits += mask.astype(logits.dtype)
             return criterion(logits, batch.labels, lengths, batch.label_lengths)
-        encoded, predicted, lengths = self.inputs_of_joint(batch)
+        encoded, predicted, lengths = self.inputs_of_joint(batch, *dropout)
         graph, params = nnx.split(self.output)
 
         def joint(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:

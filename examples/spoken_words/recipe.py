@@ -2,9 +2,8 @@
 
 import dataclasses
 
-import numpy as np
-
 from jax_mbrnnt import TDT, MultiblankRNNT, Transducer
+from speech.schedule import share_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Recipe:
 
     def sigma_share(self, step: int) -> float:
         """How much of sigma counts in a step."""
-        return float(np.interp(step / self.steps, *zip(*self.sigma_shares, strict=True)))
+        return share_at(self.sigma_shares, step / self.steps)
 
     @property
     def transducers(self) -> dict[str, Transducer]:

@@ -114,7 +114,9 @@ def train_step(
     """Updates the recogniser and returns the loss, in nats a character."""
 
     def loss_per_label(recogniser: Recogniser) -> jax.Array:
-        losses = recogniser.losses(batch, sigma_share, has_jumps, chunked_joint)
+        losses = recogniser.losses(
+            batch, sigma_share=sigma_share, has_jumps=has_jumps, chunked_joint=chunked_joint
+        )
         return losses.sum() / batch.label_lengths.sum()
 
     loss, gradients = nnx.value_and_grad(loss_per_label)(recogniser)
