@@ -6,6 +6,7 @@ executed on the CPU ("simt"), or a GPU's.
 
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 # Read once, when JAX starts its backend: this has to stand before the first import of jax.
@@ -121,6 +122,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return nodeid if pathlib.Path(file).stem in LONG else file
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_forgotten() -> Iterator[None]:
+    """Every program maps memory. Linux allows 65,530 mappings; beyond, the compiler crashes."""
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(params=["ffi", "xla"])

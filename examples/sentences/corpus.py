@@ -85,6 +85,8 @@ def _lines(transcripts: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 def _seconds(path: pathlib.Path, sample_rate: int) -> float | str:
     """How long the recording is, or what is wrong with it."""
+    if not path.stat().st_size:
+        return "has no samples"
     try:
         info = soundfile.info(path)
     except soundfile.LibsndfileError as error:

@@ -1,0 +1,593 @@
+"""The recipe for sentences: its parts, and runs of its programs on a small corpus of tones."""
+
+import dataclasses
+import gzip
+import importlib
+import json
+import math
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+for module in (
+    *("dacite", "flax", "grain", "jiwer", "kaldi_native_fbank", "optax", "orbax.checkpoint"),
+    *("rich", "scipy", "sentencepiece", "soundfile", "tensorboardX", "tyro", "yaml"),
+):
+    pytest.importorskip(module, reason="needs the extra `examples`")
+
+import grain  # noqa: E402
+import soundfile  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from cases import compilation_cache  # noqa: E402
+
+_EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+_RATE = 8000
+_SIZE = """
+pieces: 30
+audio: {sample_rate: 8000, bands: 40, low: 60.0, high: 3900.0}
+encoder: {width: 48, layers: 2, heads: 2, kernel: 7, channels: 8, halvings: 2, dropout: 0.05,
+          dtype: float32, remat: true, chunk: 8, left_chunks: 2}
+prediction: {kind: lstm, size: 32}
+joint: 48
+training: {steps: 240, frames_per_batch: 4800, buckets: 2, workers: 1, warmup_steps: 40,
+           peak_learning_rate: 5.0e-3, weight_decay: 1.0e-3, average_decay: 0.98,
+           evaluate_every: 80}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_the_example_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(_EXAMPLES)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def example(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def write_corpus(directory: pathlib.Path, split: str, texts_and_sounds: list[Any]) -> None:
+    folder = directory / split / "7" / "1"
+    folder.mkdir(parents=True)
+    lines = []
+    for i, (text, sound) in enumerate(texts_and_sounds):
+        soundfile.write(folder / f"7-1-{i:04}.flac", sound, _RATE)
+        lines.append(f"7-1-{i:04} {text}\n")
+    (folder / "7-1.trans.txt").write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Sentences of the other example's made-up words."""
+    directory = tmp_path_factory.mktemp("corpus")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(_EXAMPLES)
+        words = example("spoken_words.recordings").make_synthetic_recordings()
+        some = dict(list(words.items())[:6])
+        rng = np.random.default_rng(0)
+        make = example("spoken_words.utterances").make_utterances
+        training = make(rng, some, 160, (1, 3))
+        development = make(rng, some, 12, (2, 3))
+        for split, utterances in (("train", training), ("dev", development)):
+            write_corpus(directory, split, [(u.text.upper(), u.waveform) for u in utterances])
+    (directory / "size.yaml").write_text(_SIZE)
+    return directory
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(_EXAMPLES / "sentences" / f"{program}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+# ---- the programs ------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_in_common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in compilation_cache(tmp_path_factory).items():
+            patch.setenv(name, value)
+        yield
+
+
+def train(corpus: pathlib.Path, output: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
+    finished = run(
+        *("train", "--data", str(corpus), "--size", str(corpus / "size.yaml")),
+        *("--train", "train", "--dev", "dev", "--output", str(output), *arguments),
+    )
+    assert finished.returncode == 0, finished.stderr
+    return [json.loads(line) for line in (output / "dev.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, list[dict[str, Any]]]:
+    output = tmp_path_factory.mktemp("trained")
+    return output, train(corpus, output)
+
+
+def test_learns(trained: tuple[pathlib.Path, list[dict[str, Any]]]) -> None:
+    output, rows = trained
+    assert [row["step"] for row in rows] == [80, 160, 240]
+    # Untrained it is some nats a piece, and every word is wrong.
+    assert rows[-1]["loss"] < 0.5
+    assert rows[-1]["word_error_rate"] < 0.3
+    assert rows[-1]["nodes_a_frame"] < 0.9
+    assert rows[0]["loss"] > rows[-1]["loss"]
+    assert list((output / "tensorboard").glob("events.*"))
+    assert len((output / "pieces.txt").read_text().splitlines()) == 160
+
+
+def state_of(output: pathlib.Path) -> list[np.ndarray]:
+    config = example("sentences.config").read_config(output / "config.yaml")
+    pieces = example("sentences.pieces").read_pieces(output / "pieces.model")
+    recogniser = example("sentences.training").load(config, len(pieces), output / "checkpoints")
+    return jax.tree.leaves(jax.device_get(nnx.to_pure_dict(nnx.state(recogniser))))
+
+
+def test_resumes_to_the_bit(
+    corpus: pathlib.Path,
+    trained: tuple[pathlib.Path, list[dict[str, Any]]],
+    tmp_path: pathlib.Path,
+) -> None:
+    """Interrupted behind a checkpoint: what came after it is done again."""
+    output, rows = trained
+    interrupted = train(corpus, tmp_path, "--stop-at", "90")
+    assert len(interrupted) == 1
+    resumed = train(corpus, tmp_path, "--resume")
+    for row, other in zip(rows, resumed, strict=True):
+        for name in ("step", "loss", "word_error_rate", "nodes_a_frame"):
+            assert row[name] == other[name]
+    for a, b in zip(state_of(output), state_of(tmp_path), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_four_devices_agree_with_one(corpus: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    few = ("--config", "conformer_multiblank.yaml", "--steps", "8")
+    (one,) = train(corpus, tmp_path / "one", *few)
+    (four,) = train(corpus, tmp_path / "four", *few, "--devices", "4")
+    assert four["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+    assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def decode(
+    corpus: pathlib.Path, output: pathlib.Path, tmp_path: pathlib.Path, *arguments: str
+) -> tuple[str, list[str], list[list[str]]]:
+    """What it prints, what it heard, and the fields of its CTM."""
+    files = tmp_path / "heard.txt", tmp_path / "heard.ctm"
+    finished = run(
+        *("decode", "--data", str(corpus), "--split", "dev", "--output", str(output)),
+        *("--hypotheses", str(files[0]), "--ctm", str(files[1]), *arguments),
+    )
+    assert finished.returncode == 0, finished.stderr
+    heard, ctm = (sorted(file.read_text().splitlines()) for file in files)
+    return finished.stdout, heard, [line.split() for line in ctm]
+
+
+def test_streaming_and_whole_hear_the_same(
+    corpus: pathlib.Path,
+    trained: tuple[pathlib.Path, list[dict[str, Any]]],
+    tmp_path: pathlib.Path,
+) -> None:
+    output, rows = trained
+    printed, whole, ctm = decode(corpus, output, tmp_path)
+    _, streamed, ctm_of_stream = decode(corpus, output, tmp_path, "--search", "stream")
+    assert whole == streamed
+    for line, other in zip(ctm, ctm_of_stream, strict=True):
+        assert line[:5] == other[:5]  # the times, too; confidences to roundings
+        assert float(line[5]) == pytest.approx(float(other[5]), abs=2e-4)
+        assert 0 < float(line[5]) <= 1
+    assert f"word error rate {100 * rows[-1]['word_error_rate']:.1f} %" in printed
+    assert len(whole) == 12
+    assert sum(len(line.split()) - 1 for line in whole) == len(ctm)
+
+
+def test_beam_listens_to_an_ngram(
+    corpus: pathlib.Path,
+    trained: tuple[pathlib.Path, list[dict[str, Any]]],
+    tmp_path: pathlib.Path,
+) -> None:
+    """One that abhors a piece keeps it from being heard."""
+    output, _ = trained
+    _, heard, _ = decode(corpus, output, tmp_path, "--search", "beam")
+    pieces = example("sentences.pieces").read_pieces(output / "pieces.model")
+    split = [pieces.split(line.partition(" ")[2]) for line in heard]
+    common = max(pieces.names(), key=lambda name: sum(name in line for line in split))
+    assert sum(common in line for line in split) > 3
+    grams = [f"{-9 if name == common else -1} {name}" for name in pieces.names()]
+    arpa = ["\\data\\", f"ngram 1={len(grams) + 2}", "", "\\1-grams:", "-99 <s>", "-1 </s>"]
+    (tmp_path / "abhors.arpa").write_text("\n".join([*arpa, *grams, "", "\\end\\"]))
+    ngram = ("--search", "beam", "--ngram", str(tmp_path / "abhors.arpa"), "--ngram-weight", "2")
+    _, without, _ = decode(corpus, output, tmp_path, *ngram)
+    assert not any(common in pieces.split(line.partition(" ")[2]) for line in without)
+
+
+def test_another_configuration_is_not_resumed(
+    corpus: pathlib.Path, trained: tuple[pathlib.Path, list[dict[str, Any]]]
+) -> None:
+    output, _ = trained
+    finished = run(
+        *("train", "--data", str(corpus), "--size", str(corpus / "size.yaml"), "--resume"),
+        *("--train", "train", "--dev", "dev", "--output", str(output), "--steps", "300"),
+    )
+    assert finished.returncode == 1
+    assert "is of another configuration" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+# ---- the corpus --------------------------------------------------------------------------
+
+
+def test_faults_of_a_corpus_are_named(tmp_path: pathlib.Path) -> None:
+    read = example("sentences.corpus").read_split
+    error = example("sentences.corpus").CorpusError
+    second = np.zeros(_RATE, np.float32)
+    write_corpus(tmp_path, "good", [("ONE", second), ("TWO  WORDS", second[:4000])])
+    found = read(tmp_path, "good", _RATE)
+    assert [(s.name, s.text, s.seconds) for s in found] == [
+        ("7-1-0000", "ONE", 1.0),
+        ("7-1-0001", "TWO WORDS", 0.5),
+    ]
+
+    write_corpus(tmp_path, "bad", [("ONE", second)] * 6)
+    folder = tmp_path / "bad" / "7" / "1"
+    soundfile.write(folder / "7-1-0001.flac", second, 2 * _RATE)
+    soundfile.write(folder / "7-1-0002.flac", second[:0], _RATE)
+    soundfile.write(folder / "7-1-0003.flac", np.stack([second, second], axis=1), _RATE)
+    (folder / "7-1-0004.flac").write_bytes(b"this is no FLAC")
+    (folder / "7-1-0005.flac").unlink()
+    soundfile.write(folder / "7-1-0006.flac", second, _RATE)
+    with (folder / "7-1.trans.txt").open("a") as file:
+        file.write("7-1-0007\n")
+    soundfile.write(folder / "7-1-0007.flac", second, _RATE)
+    with pytest.raises(error) as raised:
+        read(tmp_path, "bad", _RATE)
+    told = {line.split(": ")[0]: line for line in str(raised.value).splitlines()}
+    for number, what in {
+        1: "expected a sample rate of 8000 Hz, got 16000",
+        2: "has no samples",
+        3: "expected one channel, got 2",
+        4: "cannot be read",
+        5: "is not there, but",
+        6: "has no line in a *.trans.txt",
+        7: "is empty",
+    }.items():
+        assert what in told[str(folder / f"7-1-000{number}.flac")]
+    assert len(told) == 7
+    with pytest.raises(error, match="expected a folder"):
+        read(tmp_path, "nowhere", _RATE)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error, match=r"expected \*.trans.txt and \*.flac in it, found none"):
+        read(tmp_path, "empty", _RATE)
+
+
+def config_of(corpus: pathlib.Path, name: str = "conformer_tdt.yaml") -> Any:
+    return example("sentences.config").read_config(corpus / "size.yaml", name)
+
+
+def pieces_of(corpus: pathlib.Path) -> Any:
+    pieces = example("sentences.pieces")
+    found = example("sentences.corpus").read_split(corpus, "train", _RATE)
+    return pieces.Pieces(pieces.train_pieces((sentence.text for sentence in found), 30))
+
+
+def test_transcripts_that_are_too_long_are_left_out(
+    corpus: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    sound = np.zeros(_RATE // 2, np.float32)
+    write_corpus(tmp_path, "train", [("BADO", sound), ("BADO DEKI " * 20, sound), ("BADO", sound)])
+    sentences = example("sentences.corpus").read_split(tmp_path, "train", _RATE)
+    data = example("sentences.data")
+    kept, left_out = data.examples(sentences, pieces_of(corpus), config_of(corpus))
+    assert [x.sentence.name for x in kept] == ["7-1-0000", "7-1-0002"]
+    assert [x.name for x in left_out] == ["7-1-0001"]
+    with pytest.raises(example("sentences.corpus").CorpusError, match="long enough"):
+        data.examples(left_out, pieces_of(corpus), config_of(corpus))
+
+
+def test_pieces(corpus: pathlib.Path) -> None:
+    pieces = pieces_of(corpus)
+    text = "BADO DEKI"
+    assert pieces.text(pieces.labels(text)) == text
+    assert [pieces.names()[label] for label in pieces.labels(text)] == pieces.split(text)
+    assert pieces.labels(text).dtype == np.int32
+    assert pieces.labels(text).max() < len(pieces)
+
+
+# ---- the input ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def buckets(corpus: pathlib.Path) -> Any:
+    data, config = example("sentences.data"), config_of(corpus)
+    sentences = example("sentences.corpus").read_split(corpus, "train", _RATE)
+    kept, _ = data.examples(sentences, pieces_of(corpus), config)
+    return data.make_buckets(kept, 3, 0.9)
+
+
+def in_this_process(config: Any) -> Any:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, workers=0))
+
+
+def first_batches(buckets: Any, config: Any, count: int, *parts: int, seed: int = 0) -> list[Any]:
+    batches = iter(example("sentences.data").training_input(buckets, config, seed, *parts))
+    return [next(batches) for _ in range(count)]
+
+
+def test_an_epoch_has_every_utterance_once(corpus: pathlib.Path, buckets: Any) -> None:
+    config, data = in_this_process(config_of(corpus)), example("sentences.data")
+    (bucket, *_) = buckets
+    size = 4
+    frames = size * bucket.frames
+    training = dataclasses.replace(config.training, frames_per_batch=frames)
+    config = dataclasses.replace(config, training=training)
+    some = dataclasses.replace(bucket, examples=bucket.examples[:12])
+    assert data.batches_an_epoch([some], config, 2) == 3
+    batches = first_batches([some], config, 6, 2, 0, 1)
+    expected = sorted(x.labels.tolist() for x in some.examples)
+    orders = []
+    for epoch in batches[:3], batches[3:]:
+        rows = [
+            labels[:length].tolist()
+            for batch in epoch
+            for labels, length in zip(batch.labels, batch.label_lengths, strict=True)
+        ]
+        assert sorted(rows) == expected
+        orders.append(rows)
+    assert orders[0] != orders[1]
+    assert {batch.features.shape for batch in batches} == {(4, bucket.frames, 40)}
+
+
+def test_processes_share_a_batch(corpus: pathlib.Path, buckets: Any) -> None:
+    config = in_this_process(config_of(corpus))
+    whole = first_batches(buckets, config, 6, 4, 0, 1)
+    parts = [first_batches(buckets, config, 6, 4, process, 2) for process in range(2)]
+    for batch, *halves in zip(whole, *parts, strict=True):
+        for field, *of_halves in zip(batch, *halves, strict=True):
+            np.testing.assert_array_equal(field, np.concatenate(of_halves))
+    assert len({batch.features.shape for batch in whole}) == 3
+    assert all(len(batch.labels) % 4 == 0 for batch in whole)
+    assert all(np.prod(batch.features.shape[:2]) <= 4800 for batch in whole)
+    other = first_batches(buckets, config, 1, 4, 0, 1, seed=1)
+    assert not np.array_equal(other[0].features, whole[0].features)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_input_goes_on_where_it_was(corpus: pathlib.Path, buckets: Any, workers: int) -> None:
+    config = in_this_process(config_of(corpus))
+    expected = first_batches(buckets, config, 6, 1, 0, 1)
+    training = dataclasses.replace(config.training, workers=workers)
+    config = dataclasses.replace(config, training=training)
+    batches = iter(example("sentences.data").training_input(buckets, config, 0, 1, 0, 1))
+    for _ in range(3):
+        next(batches)
+    state = batches.get_state()
+    next(batches)
+    batches.close()
+    again = iter(example("sentences.data").training_input(buckets, config, 0, 1, 0, 1))
+    again.set_state(state)
+    for batch in expected[3:]:
+        for field, other in zip(batch, next(again), strict=True):
+            np.testing.assert_array_equal(field, other)
+    again.close()
+    assert isinstance(again, grain.DatasetIterator)
+
+
+def test_spec_augment(corpus: pathlib.Path) -> None:
+    data, config = example("sentences.data"), example("sentences.config")
+    features = np.random.default_rng(0).normal(size=(200, 40)).astype(np.float32)
+    augment = config.SpecAugmentConfig(band_masks=1, most_bands=8, time_masks=2, most_time=0.05)
+    shares = []
+    for seed in range(50):
+        masked = data.spec_augment(features, augment, np.random.default_rng(seed))
+        changed = masked != features
+        assert np.all(masked[changed] == features.mean())
+        bands = changed.all(axis=0).sum()
+        frames = changed.all(axis=1).sum()
+        assert bands <= 8
+        assert frames <= 2 * 10
+        shares.append((bands, frames))
+    assert np.max(shares, axis=0).tolist() == [8, max(f for _, f in shares)]
+    assert max(f for _, f in shares) > 10
+
+
+# ---- the encoder -------------------------------------------------------------------------
+
+
+def encoder_of(corpus: pathlib.Path, **changes: Any) -> Any:
+    config = dataclasses.replace(config_of(corpus).encoder, **changes)
+    conformer = example("sentences.conformer").Conformer(config, 40, 16, rngs=nnx.Rngs(0))
+    conformer.mean[...] = jnp.full(40, 0.3)
+    return conformer
+
+
+def batch_of(features: np.ndarray, lengths: list[int]) -> Any:
+    labels = np.zeros((len(features), 1), np.int32)
+    lengths = np.array(lengths, np.int32)
+    return example("speech.batches").Batch(features, lengths, labels, lengths)
+
+
+@pytest.mark.parametrize("chunk", [0, 8])
+def test_padding_is_not_heard(corpus: pathlib.Path, chunk: int) -> None:
+    encoder = encoder_of(corpus, chunk=chunk)
+    features = np.random.default_rng(0).normal(size=(2, 131, 40)).astype(np.float32)
+    alone, length = encoder(batch_of(features[:1, :101], [101]))
+    padded, lengths = encoder(batch_of(features, [101, 131]))
+    assert lengths.tolist() == [25, 32]
+    assert length.tolist() == [25]
+    np.testing.assert_allclose(padded[:1, :25], alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("halvings", [2, 3])
+def test_chunks_are_encoded_as_the_whole(corpus: pathlib.Path, halvings: int) -> None:
+    """Nothing behind a chunk is heard, and what is before it is remembered."""
+    encoder = encoder_of(corpus, halvings=halvings)
+    frames = 43
+    features = np.random.default_rng(0).normal(size=(2, frames << halvings, 40))
+    features = features.astype(np.float32)
+    whole, lengths = encoder(batch_of(features, [frames << halvings] * 2))
+    assert lengths.tolist() == [frames] * 2
+    memories, size = encoder.nothing_heard(2), 8 << halvings
+    for begin in range(0, frames, 8):
+        part = features[:, begin << halvings :][:, :size]
+        length = min(8, frames - begin)
+        part = np.pad(part, ((0, 0), (0, size - part.shape[1]), (0, 0)))
+        encoded, memories = encoder.step(memories, part, np.array([length] * 2))
+        expected = whole[:, begin : begin + length]
+        np.testing.assert_allclose(encoded[:, :length], expected, rtol=0, atol=2e-5)
+    with pytest.raises(ValueError, match="expected an encoder that hears by chunks"):
+        encoder_of(corpus, chunk=0).nothing_heard(1)
+
+
+def test_left_chunks_are_what_is_heard(corpus: pathlib.Path) -> None:
+    """One layer without convolution beyond a frame: chunk 3 hears chunks 1 and 2, and not 0."""
+    encoder = encoder_of(corpus, layers=1, kernel=1)
+    features = np.random.default_rng(0).normal(size=(1, 32 * 4, 40)).astype(np.float32)
+    whole = encoder(batch_of(features, [128]))[0][:, 24:]
+    changed = features.copy()
+    changed[:, : 8 * 4 - 4] += 1  # the last frame of chunk 0 is seen by the next one's halvings
+    np.testing.assert_array_equal(encoder(batch_of(changed, [128]))[0][:, 24:], whole)
+    changed = features.copy()
+    changed[:, 9 * 4 : 10 * 4] += 1
+    assert not np.allclose(encoder(batch_of(changed, [128]))[0][:, 24:], whole)
+
+
+def test_remat_and_dropout(corpus: pathlib.Path) -> None:
+    """Gradients with recomputation are those without, dropout included."""
+    features = np.random.default_rng(0).normal(size=(1, 64, 40)).astype(np.float32)
+    batch, key = batch_of(features, [64]), jax.random.key(3)
+
+    def gradients(remat: bool, key: Any) -> Any:
+        encoder = encoder_of(corpus, remat=remat, dropout=0.5)
+        found = nnx.grad(lambda encoder: (encoder(batch, key)[0] ** 2).sum())(encoder)
+        return jax.tree.leaves(nnx.to_pure_dict(found))
+
+    plain, rematted = gradients(False, key), gradients(True, key)
+    for a, b in zip(plain, rematted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(a).max()))
+    other = gradients(False, jax.random.key(4))
+    assert not all(np.allclose(a, b) for a, b in zip(plain, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "Stateless"])
+def test_prediction_networks_step_as_they_run(kind: str) -> None:
+    network = getattr(example("speech.prediction"), kind)(9, 8, 6, 2, rngs=nnx.Rngs(0))
+    labels = jnp.array([[3, 1, 4, 1], [5, 0, 2, 6]], jnp.int32)
+    whole = network(labels)
+    assert whole.shape == (2, 5, 6)
+    predicted, state = network.step(jnp.array([8, 8], jnp.int32), network.initial_state(2))
+    for u in range(5):
+        np.testing.assert_allclose(predicted, whole[:, u], rtol=1e-5, atol=1e-6)
+        if u < 4:
+            predicted, state = network.step(labels[:, u], state)
+
+
+# ---- configurations ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "large"])
+def test_configurations_differ_in_the_transducer_alone(size: str, tmp_path: pathlib.Path) -> None:
+    config = example("sentences.config")
+    found = {
+        name: config.read_config(f"{size}.yaml", f"conformer_{name}.yaml")
+        for name in ("rnnt", "multiblank", "tdt")
+    }
+    for name, one in found.items():
+        assert one.transducer.kind == name
+        assert dataclasses.replace(one, transducer=found["rnnt"].transducer) == found["rnnt"]
+        assert len(one.transducer.make().arcs) == {"rnnt": 2, "multiblank": 5, "tdt": 9}[name]
+        config.write_config(one, tmp_path / "written.yaml")
+        assert config.read_config(tmp_path / "written.yaml") == one
+
+
+def test_faults_of_a_configuration_are_named(tmp_path: pathlib.Path) -> None:
+    config = example("sentences.config")
+    with pytest.raises(config.ConfigError, match=r"nowhere.yaml: expected a file, or one of .*tiny"):
+        config.read_config("nowhere.yaml")
+    (tmp_path / "size.yaml").write_text(_SIZE + "peices: 3\n")
+    with pytest.raises(config.ConfigError, match="peices"):
+        config.read_config(tmp_path / "size.yaml", "conformer_tdt.yaml")
+    with pytest.raises(config.ConfigError, match="transducer"):
+        config.read_config("tiny.yaml")
+    (tmp_path / "wrong.yaml").write_text("a: [1")
+    with pytest.raises(config.ConfigError, match="wrong.yaml"):
+        config.read_config(tmp_path / "wrong.yaml")
+
+
+# ---- recordings that Debian has ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Thank you for calling Waldo's company.", "THANK YOU FOR CALLING WALDO'S COMPANY"),
+        ("...to lock, or 'unlock' it", "TO LOCK OR UNLOCK IT"),
+        ("Vidíš to oko? Němý svědek...", "VIDÍŠ TO OKO NĚMÝ SVĚDEK"),
+        ("Press 1", ""),
+        ("[this is a simple beep tone]", ""),
+        ("...", ""),
+    ],
+)
+def test_transcripts_are_what_is_said(text: str, expected: str) -> None:
+    assert example("sentences.prepare").normalised(text) == expected
+
+
+def test_prepare(tmp_path: pathlib.Path) -> None:
+    """Debian's two layouts become the corpus's; no test sentence is in the training."""
+    tone = np.sin(np.arange(8000) / 5).astype(np.float32) / 2
+    sounds = tmp_path / "share/asterisk/sounds/en_US_f_Allison"
+    (sounds / "digits").mkdir(parents=True)
+    documents = tmp_path / "share/doc/asterisk-core-sounds-en"
+    documents.mkdir(parents=True)
+    texts = {f"say-{i:02}": f"Say the word {chr(97 + i % 25)} now." for i in range(30)}
+    texts |= {"digits/1": "one", "beep": "[beep]", "absent": "This is not there."}
+    for name in set(texts) - {"absent"}:
+        soundfile.write(sounds / f"{name}.wav", tone, 8000)
+    lines = "; a comment\n\n" + "".join(f"{name}: {text}\n" for name, text in texts.items())
+    with gzip.open(documents / "core-sounds-en.txt.gz", "wt") as file:
+        file.write(lines)
+    level = tmp_path / "share/games/fillets-ng/script/reef"
+    level.mkdir(parents=True)
+    (level / "dialogs_cs.lua").write_text(
+        'dialogId("reef-1", "font_small", "What?")\ndialogStr("Co \\"je\\" to?")\n\n\n'
+        'dialogId("reef-2", "font_big", "Nothing.")\ndialogStr("Nic.")\n'
+    )
+    clips = tmp_path / "share/games/fillets-ng/sound/reef/cs"
+    clips.mkdir(parents=True)
+    soundfile.write(clips / "reef-1.ogg", tone, 22050)
+
+    english, czech = tmp_path / "english", tmp_path / "czech"
+    finished = run("prepare", "asterisk", str(english), "--root", str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    assert "1 of 32 left out" in finished.stdout
+    read = example("sentences.corpus").read_split
+    of_splits = {split: read(english, split, 16000) for split in ("train", "dev", "test")}
+    said = {split: {s.text for s in found} for split, found in of_splits.items()}
+    assert sum(map(len, of_splits.values())) == 31
+    assert not said["train"] & (said["dev"] | said["test"])
+    assert not said["dev"] & said["test"]
+    assert "ONE" in said["train"]
+    for found in of_splits.values():
+        assert all(math.isclose(s.seconds, 1.0) for s in found)
+    finished = run("prepare", "fillets", str(czech), "--root", str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    (only,) = [s for split in czech.iterdir() for s in read(czech, split.name, 16000)]
+    assert only.text == "CO JE TO"
+    assert only.seconds == pytest.approx(8000 / 22050, abs=1e-3)
+    finished = run("prepare", "asterisk", str(english), "--root", str(tmp_path / "nowhere"))
+    assert finished.returncode == 1
+    assert "apt-get install asterisk-core-sounds-en-wav" in finished.stderr
