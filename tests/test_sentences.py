@@ -33,13 +33,14 @@ _RATE = 8000
 _SIZE = """
 pieces: 30
 audio: {sample_rate: 8000, bands: 40, low: 60.0, high: 3900.0}
-encoder: {width: 48, layers: 2, heads: 2, kernel: 7, channels: 8, halvings: 2, dropout: 0.05,
-          dtype: float32, remat: true, chunk: 8, left_chunks: 2}
-prediction: {kind: lstm, size: 32}
+encoder: {width: 64, layers: 2, heads: 2, kernel: 7, channels: 8, halvings: 2, dropout: 0.05,
+          dtype: float32, remat: false, chunk: 8, left_chunks: 2}
+prediction: {kind: stateless, size: 2}
 joint: 48
-training: {steps: 240, frames_per_batch: 4800, buckets: 2, workers: 1, warmup_steps: 40,
+training: {steps: 360, frames_per_batch: 4800, buckets: 2, workers: 0, warmup_steps: 40,
            peak_learning_rate: 5.0e-3, weight_decay: 1.0e-3, average_decay: 0.98,
-           evaluate_every: 80}
+           evaluate_every: 120, speeds: [100],
+           augment: {band_masks: 1, most_bands: 5, time_masks: 0}}
 """
 
 
@@ -103,9 +104,11 @@ def _programs_in_common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
-def train(corpus: pathlib.Path, output: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
+def train(
+    corpus: pathlib.Path, output: pathlib.Path, *arguments: str, size: str = "size.yaml"
+) -> list[dict[str, Any]]:
     finished = run(
-        *("train", "--data", str(corpus), "--size", str(corpus / "size.yaml")),
+        *("train", "--data", str(corpus), "--size", str(corpus / size)),
         *("--train", "train", "--dev", "dev", "--output", str(output), *arguments),
     )
     assert finished.returncode == 0, finished.stderr
@@ -122,7 +125,7 @@ def trained(
 
 def test_learns(trained: tuple[pathlib.Path, list[dict[str, Any]]]) -> None:
     output, rows = trained
-    assert [row["step"] for row in rows] == [80, 160, 240]
+    assert [row["step"] for row in rows] == [120, 240, 360]
     # Untrained it is some nats a piece, and every word is wrong.
     assert rows[-1]["loss"] < 0.5
     assert rows[-1]["word_error_rate"] < 0.3
@@ -146,7 +149,7 @@ def test_resumes_to_the_bit(
 ) -> None:
     """Interrupted behind a checkpoint: what came after it is done again."""
     output, rows = trained
-    interrupted = train(corpus, tmp_path, "--stop-at", "90")
+    interrupted = train(corpus, tmp_path, "--stop-at", "130")
     assert len(interrupted) == 1
     resumed = train(corpus, tmp_path, "--resume")
     for row, other in zip(rows, resumed, strict=True):
@@ -157,9 +160,16 @@ def test_resumes_to_the_bit(
 
 
 def test_four_devices_agree_with_one(corpus: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    few = ("--config", "conformer_multiblank.yaml", "--steps", "8")
-    (one,) = train(corpus, tmp_path / "one", *few)
-    (four,) = train(corpus, tmp_path / "four", *few, "--devices", "4")
+    """Of batches that are the same: as many utterances as four devices can share."""
+    longest = max(s.seconds for s in example("sentences.corpus").read_split(corpus, "train", _RATE))
+    size = _SIZE.replace("buckets: 2", "buckets: 1").replace("stateless, size: 2", "lstm, size: 32")
+    size = size.replace(
+        "frames_per_batch: 4800", f"frames_per_batch: {8 * math.ceil(100 * longest)}"
+    )
+    (corpus / "whole.yaml").write_text(size)
+    few = ("--config", "conformer_multiblank.yaml", "--steps", "6")
+    (one,) = train(corpus, tmp_path / "one", *few, size="whole.yaml")
+    (four,) = train(corpus, tmp_path / "four", *few, "--devices", "4", size="whole.yaml")
     assert four["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
     assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
@@ -516,7 +526,9 @@ def test_configurations_differ_in_the_transducer_alone(size: str, tmp_path: path
 
 def test_faults_of_a_configuration_are_named(tmp_path: pathlib.Path) -> None:
     config = example("sentences.config")
-    with pytest.raises(config.ConfigError, match=r"nowhere.yaml: expected a file, or one of .*tiny"):
+    with pytest.raises(
+        config.ConfigError, match=r"nowhere.yaml: expected a file, or one of .*tiny"
+    ):
         config.read_config("nowhere.yaml")
     (tmp_path / "size.yaml").write_text(_SIZE + "peices: 3\n")
     with pytest.raises(config.ConfigError, match="peices"):

@@ -107,7 +107,7 @@ class TrainingConfig:
       steps: updates.
       frames_per_batch: features' frames, padding included, of all devices: 100 are a second.
       buckets: groups of utterances of like length; each is padded, and compiled, on its own.
-      workers: processes that read audio, of each process that trains; 0 for none.
+      workers: processes that read audio, of each process that trains; with 0 two threads do.
       warmup_steps: over which the learning rate rises to its peak; it then falls along a cosine.
       peak_learning_rate: of AdamW.
       weight_decay: likewise.

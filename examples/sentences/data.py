@@ -115,13 +115,11 @@ def training_input(
         for bucket in buckets
     ]
     mixed = grain.MapDataset.mix(parts, [share / sum(shares) for share in shares])
-    # The workers read ahead; without any a thread does not either, to keep tests simple.
-    reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    batches = mixed.to_iter_dataset(reading)
+    batches = mixed.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
     if training.workers:
         if not flags.FLAGS.is_parsed():  # Grain asks Abseil's, of which this program has none.
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(training.workers, per_worker_buffer_size=4)
+        options = grain.MultiprocessingOptions(training.workers, per_worker_buffer_size=2)
         batches = batches.mp_prefetch(options)
     return batches
 
