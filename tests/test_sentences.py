@@ -161,11 +161,10 @@ def test_resumes_to_the_bit(
 
 def test_four_devices_agree_with_one(corpus: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Of batches that are the same: as many utterances as four devices can share."""
-    longest = max(s.seconds for s in example("sentences.corpus").read_split(corpus, "train", _RATE))
+    sentences = example("sentences.corpus").read_split(corpus, "train", _RATE)
+    frames = 8 * math.ceil(100 * max(sentence.seconds for sentence in sentences))
     size = _SIZE.replace("buckets: 2", "buckets: 1").replace("stateless, size: 2", "lstm, size: 32")
-    size = size.replace(
-        "frames_per_batch: 4800", f"frames_per_batch: {8 * math.ceil(100 * longest)}"
-    )
+    size = size.replace("frames_per_batch: 4800", f"frames_per_batch: {frames}")
     (corpus / "whole.yaml").write_text(size)
     few = ("--config", "conformer_multiblank.yaml", "--steps", "6")
     (one,) = train(corpus, tmp_path / "one", *few, size="whole.yaml")

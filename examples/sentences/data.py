@@ -71,9 +71,14 @@ class Bucket:
 
 
 def make_buckets(found: Sequence[Example], count: int, slowest: float = 1.0) -> list[Bucket]:
-    """Sorts utterances by length into buckets of equally many; `slowest`: the least speed."""
+    """Sorts utterances by length into buckets of equally much speech: few, if they are long.
+
+    `slowest`: the least speed at which they are played.
+    """
     by_length = sorted(found, key=lambda x: (x.sentence.seconds, x.sentence.name))
-    parts = np.array_split(np.arange(len(by_length)), min(count, len(by_length)))
+    seconds = np.cumsum([x.sentence.seconds for x in by_length])
+    of_each = np.minimum(count * (seconds - seconds[0]) // seconds[-1], count - 1)
+    parts = [np.flatnonzero(of_each == number) for number in np.unique(of_each)]
     return [Bucket.of([by_length[i] for i in part], slowest) for part in parts]
 
 
