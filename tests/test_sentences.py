@@ -535,7 +535,7 @@ def test_faults_of_a_configuration_are_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(config.ConfigError, match="transducer"):
         config.read_config("tiny.yaml")
     (tmp_path / "wrong.yaml").write_text("a: [1")
-    with pytest.raises(config.ConfigError, match="wrong.yaml"):
+    with pytest.raises(config.ConfigError, match="wrong"):
         config.read_config(tmp_path / "wrong.yaml")
 
 
