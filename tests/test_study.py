@@ -171,10 +171,13 @@ def test_steps_without_jumps(name: str, chunked_joint: bool) -> None:
         "TDT": lambda x: example("jax_mbrnnt").tdt_loss(x, *operands, durations=(0, 1)),
     }[name](logits[..., ~jumps])
 
-    def losses_with(has_jumps: bool) -> jax.Array:
+    def losses_with(has_jumps: Any) -> jax.Array:
         options = {"has_jumps": has_jumps, "chunked_joint": chunked_joint}
         return recogniser.losses(batch, sigma_share=0.0, **options)
 
     losses = losses_with(False)
+    some = losses_with(np.array([True, False]))
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert np.all(losses_with(True) != losses)
+    every = losses_with(True)
+    assert np.all(every != losses)
+    np.testing.assert_allclose(some, [every[0], losses[1]], rtol=1e-6)

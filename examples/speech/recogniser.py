@@ -101,13 +101,15 @@ class Recogniser(nnx.Module):
           batch: the utterances.
           *dropout: what the encoder takes beside them.
           sigma_share: how much of the transducer's sigma counts.
-          has_jumps: whether arcs of several frames may be taken; else their classes are left out.
+          has_jumps: whether arcs of several frames may be taken, for all utterances or for each,
+            `[B]`; else their classes are left out.
           chunked_joint: whether to make the logits a chunk of frames at a time.
         """
         sigma = jnp.asarray(sigma_share) * self.transducer.sigma
         criterion = dataclasses.replace(self.transducer, sigma=sigma)
         jumps = jump_classes(self.transducer, self.output.out_features)
-        mask = jnp.where(jnp.asarray(has_jumps) | ~jumps, 0.0, -jnp.inf)
+        allowed = jnp.reshape(jnp.asarray(has_jumps), (-1, 1, 1, 1)) | ~jumps
+        mask = jnp.where(allowed, 0.0, -jnp.inf)
         if not chunked_joint:
             logits, lengths = self(batch, *dropout)
             logits += mask.astype(logits.dtype)

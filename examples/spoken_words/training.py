@@ -63,7 +63,10 @@ def train(
             rng = np.random.default_rng((seed, step))
             batch = random_batch(rng, buckets, recipe.batch_size, recipe.feature_noise)
             batch = devices.spread(mesh, devices.own_part(batch))
-            share, has_jumps = recipe.sigma_share(step), rng.random() >= recipe.omega
+            share, has_jumps = (
+                recipe.sigma_share(step),
+                rng.random(recipe.batch_size) >= recipe.omega,
+            )
             losses.append(
                 float(train_step(recogniser, optimizer, batch, share, has_jumps, chunked_joint))
             )
