@@ -50,6 +50,8 @@ NB_MODULE(_cpu, m) {
   using mbrnnt::cpu::Cpu;
   m.attr("ffi_api_version") = nb::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
   m.def("lattice_numbers_per_utterance", &Cpu::Workspace::NumbersPerUtterance);
+  m.attr("commit") = MBRNNT_COMMIT;
+  m.def("instruction_set", &mbrnnt::cpu::InstructionSet);
   m.def("handlers", [] {
     nb::dict capsules;
     for (const auto& [stage, handler] : mbrnnt::Handlers<Cpu>()) {

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/kernels.h"
 #include "cpu/loops.h"
 
 namespace mbrnnt::cpu {
@@ -40,6 +41,11 @@ Isa ChosenIsa() {
 }
 
 }  // namespace
+
+const char* InstructionSet() {
+  constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+  return kNames[ChosenIsa()];
+}
 
 // In the order of Isa.
 #ifdef MBRNNT_HAS_X86

@@ -37,4 +37,7 @@ void ComputeAlignment(const AlignmentStage<T>& stage, const ParallelFor& paralle
 template <typename L>
 void ComputeLogitGradients(const LogitGradientsStage<L>& stage, const ParallelFor& parallel_for);
 
+// For which processors the loops in use were compiled: a value of JAX_MBRNNT_CPU_ISA.
+const char* InstructionSet();
+
 }  // namespace mbrnnt::cpu

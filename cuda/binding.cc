@@ -44,6 +44,13 @@ NB_MODULE(_cuda, m) {
   using namespace mbrnnt::cuda;
   m.attr("ffi_api_version") = nb::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
   m.def("lattice_numbers_per_utterance", &OnXlasStream::Workspace::NumbersPerUtterance);
+  m.attr("architectures") = MBRNNT_CUDA_ARCHITECTURES;
+  m.attr("cuda_version") = CUDART_VERSION;  // 1000 major + 10 minor
+  // The newest CUDA that the driver here is for, in the same way; 0 without a driver.
+  m.def("driver_cuda_version", [] {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+  });
   m.def("handlers", [] {
     nb::dict capsules;
     for (const auto& [stage, handler] : mbrnnt::Handlers<OnXlasStream>()) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +20,11 @@ from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jax_mbrnnt._mesh import zeros_of_batch
+from jax_mbrnnt._stages import Implementation
 from jax_mbrnnt.arcs import Emission, as_integer
 
 IMPLEMENTATIONS = (None, "ffi", "xla")
+IMPLEMENTATION_VARIABLE = "JAX_MBRNNT_IMPLEMENTATION"
 _REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
 _INT32_MAX = 2**31 - 1
 
@@ -85,11 +88,18 @@ def as_array(x: ArrayLike) -> jax.Array:
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
-def check_implementation(implementation: str | None) -> None:
+def check_implementation(implementation: str | None, name: str = "implementation") -> None:
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
-        )
+        raise ValueError(f"{name}: expected one of {IMPLEMENTATIONS}, got {implementation!r}")
+
+
+def chosen_implementation(implementation: Implementation) -> Implementation:
+    """`implementation`; where it is None, what the environment says, in which "" is None."""
+    if implementation is not None:
+        return implementation
+    wanted: Any = os.environ.get(IMPLEMENTATION_VARIABLE) or None
+    check_implementation(wanted, IMPLEMENTATION_VARIABLE)
+    return wanted
 
 
 def check_known_sizes(name: str, shape: Sequence[Any], sizes: Sequence[Any]) -> None:

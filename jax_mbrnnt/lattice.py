@@ -65,7 +65,8 @@ def operands_of(arc_log_probs, logit_lengths, label_lengths, arcs, implementatio
     utterances = _checks.check_utterances(
         arc_log_probs, "arc_log_probs", None, logit_lengths, label_lengths
     )
-    return (arc_log_probs, utterances), {"arcs": arcs, "implementation": implementation}
+    chosen = _checks.chosen_implementation(implementation)
+    return (arc_log_probs, utterances), {"arcs": arcs, "implementation": chosen}
 
 
 def lattice_loss(

@@ -38,6 +38,7 @@ MODULES: dict[str, set[str]] = {
     "transducers": {"arcs"},  # one file a transducer: it names no stage and no loss
     "decoding": {"_checks", "_mesh", "_program", "_stages", "arcs", "transducers"},
     "__init__": {"alignment", "arcs", "decoding", "lattice", "transducers"},
+    "__main__": {"_checks", "_ffi"},
 }
 KNOW_NO_JAX = {"arcs", "transducers"}
 STANDARD_HEADER = r"<(sys/)?[a-z_0-9]+(\.h)?>"  # of C++ or POSIX, none of a framework's

@@ -1,5 +1,6 @@
 """What is compiled where: kernels, twins, and the guards in front of them."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -8,9 +9,10 @@ import textwrap
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jax_mbrnnt import _ffi, multiblank_rnnt_loss
+from jax_mbrnnt import _ffi, lattice_loss, multiblank_rnnt_loss, rnnt_arcs
 
 LOGITS = jax.ShapeDtypeStruct((2, 5, 3, 8), jnp.float32)
 LABELS = jax.ShapeDtypeStruct((2, 2), jnp.int32)
@@ -30,6 +32,25 @@ def test_cpu_calls_the_three_kernels_of_a_gradient() -> None:
     text = lowered("cpu")
     called = {name for name, target in _ffi.TARGETS.items() if f"@{target}(" in text}
     assert called == {"arc_log_probs", "lattice", "logit_gradients"}
+
+
+def test_environment_chooses_where_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_MBRNNT_IMPLEMENTATION", "xla")
+    assert "jax_mbrnnt" not in lowered("cpu")
+    assert _ffi.TARGETS["lattice"] in lowered("cpu", "ffi")
+    arc_log_probs, lengths = jax.ShapeDtypeStruct((2, 5, 3, 2), jnp.float32), np.full(2, 2)
+    lattice = functools.partial(lattice_loss, arcs=rnnt_arcs(), label_lengths=lengths)
+    assert "jax_mbrnnt" not in jax.jit(lattice).lower(arc_log_probs).as_text()
+    monkeypatch.setenv("JAX_MBRNNT_IMPLEMENTATION", "ffi")
+    assert _ffi.TARGETS["lattice"] in lowered("cpu")
+    assert "jax_mbrnnt" not in lowered("cpu", "xla")
+    with pytest.raises(NotImplementedError, match="no kernel for this platform"):
+        lowered("tpu")
+    monkeypatch.setenv("JAX_MBRNNT_IMPLEMENTATION", "")
+    assert _ffi.TARGETS["lattice"] in lowered("cpu")
+    monkeypatch.setenv("JAX_MBRNNT_IMPLEMENTATION", "kernels")
+    with pytest.raises(ValueError, match=r"JAX_MBRNNT_IMPLEMENTATION: expected .*got 'kernels'"):
+        lowered("cpu")
 
 
 def test_loss_without_gradient_scores_only() -> None:

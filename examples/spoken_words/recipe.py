@@ -30,8 +30,8 @@ class Recipe:
       checkpoint_every: steps between two checkpoints.
       big_blank_durations: frames (of 40 ms) that the multi-blank recogniser's big blanks cover.
       durations: frames that a character or a blank of the TDT covers.
-      omega: share of the utterances that are learnt without jumps of several frames. So a recogniser
-        learns what to do at every frame, also at those that it would have skipped.
+      omega: share of the utterances that are learnt without jumps of several frames. So a
+        recogniser learns what to do at every frame, also at those that it would have skipped.
       sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
       sigma_shares: how much of it counts when: shares of the steps and of sigma, linear in between.
         What is left of it at the end costs words: see the study.

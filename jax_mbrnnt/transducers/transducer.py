@@ -41,7 +41,9 @@ class Transducer(abc.ABC):
       clamp: bounds each element of the gradient of the first head to [-clamp, clamp], before the
         cotangent of the utterance multiplies it; 0 for none.
       implementation: None for the best that there is on the platform, "ffi" to insist on the
-        kernels, "xla" for pure JAX (any platform, any order and mode of derivative).
+        kernels, "xla" for pure JAX (any platform, any order and mode of derivative). Where it is
+        None the environment variable JAX_MBRNNT_IMPLEMENTATION may say "ffi" or "xla" instead,
+        which counts for what is traced from then on.
 
     `sigma`, `fastemit_lambda` and `clamp` may be traced numbers, of which a new value compiles
     nothing; one that is out of its range makes the losses NaN, and none has a derivative. A clamp
@@ -88,7 +90,7 @@ class Transducer(abc.ABC):
         arcs = validate_arcs(self.arcs)
         emission = validate_emission(self.emission(num_scores), len(arcs), num_scores)
         clamped = not (isinstance(self.clamp, float) and self.clamp == 0)
-        return Plan(arcs, emission, clamped, self.implementation)
+        return Plan(arcs, emission, clamped, _checks.chosen_implementation(self.implementation))
 
     @property
     def _given(self) -> Given:
