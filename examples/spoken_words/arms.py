@@ -39,11 +39,13 @@ def _arms(recipe: Recipe) -> Iterator[tuple[str, Arm]]:
         f"sigma from 0 to {sigma}": dataclasses.replace(recipe, sigma_shares=RISING),
         "sigma 0": dataclasses.replace(recipe, sigma_shares=((0.0, 0.0),)),
         "omega 0.05": dataclasses.replace(recipe, omega=0.05),
+        "omega 0.02": dataclasses.replace(recipe, omega=0.02),
+        "FastEmit 0.02": dataclasses.replace(recipe, fastemit_lambda=0.02),
         "half the steps": dataclasses.replace(recipe, steps=recipe.steps // 2),
         "twice the steps": dataclasses.replace(recipe, steps=2 * recipe.steps),
     }
     for how, other in others.items():
-        for name, transducer in recipe.transducers.items():
+        for name, transducer in other.transducers.items():
             if name != "RNN-T" or "steps" in how:
                 yield f"{name}, {how}", Arm(transducer, other)
     for durations in ((2,), (2, 4), (2, 4, 8), tuple(range(2, 9))):

@@ -184,7 +184,7 @@ def _losses(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> np.ndarr
 
 @nnx.jit
 def _losses_of(recogniser: Recogniser, batch: Batch) -> jax.Array:
-    likelihood = dataclasses.replace(recogniser.transducer, sigma=0.0)
+    likelihood = dataclasses.replace(recogniser.transducer, sigma=0.0, fastemit_lambda=0.0)
     logits, lengths = recogniser(batch)
     return likelihood.score_forward(logits, batch.labels, lengths, batch.label_lengths)
 

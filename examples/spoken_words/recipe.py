@@ -32,6 +32,7 @@ class Recipe:
       durations: frames that a character or a blank of the TDT covers.
       omega: share of the utterances that are learnt without jumps of several frames. So a
         recogniser learns what to do at every frame, also at those that it would have skipped.
+      fastemit_lambda: by how much labels are favoured over blanks, and so over jumps (FastEmit).
       sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
       sigma_shares: how much of it counts when: shares of the steps and of sigma, linear in between.
         What is left of it at the end costs words: see the study.
@@ -56,6 +57,7 @@ class Recipe:
     big_blank_durations: tuple[int, ...] = (3, 6)
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
     omega: float = 0.0
+    fastemit_lambda: float = 0.0
     sigma: float = 0.05
     sigma_shares: tuple[tuple[float, float], ...] = ((0.4, 1.0), (0.8, 0.0))
 
@@ -66,12 +68,11 @@ class Recipe:
     @property
     def transducers(self) -> dict[str, Transducer]:
         """The recognisers to compare; all that differs between them is said here."""
+        options = {"sigma": self.sigma, "fastemit_lambda": self.fastemit_lambda}
         return {
             "RNN-T": MultiblankRNNT(),
-            "multi-blank": MultiblankRNNT(
-                big_blank_durations=self.big_blank_durations, sigma=self.sigma
-            ),
-            "TDT": TDT(durations=self.durations, sigma=self.sigma),
+            "multi-blank": MultiblankRNNT(big_blank_durations=self.big_blank_durations, **options),
+            "TDT": TDT(durations=self.durations, **options),
         }
 
 
