@@ -361,6 +361,14 @@ def test_an_epoch_has_every_utterance_once(corpus: pathlib.Path, buckets: Any) -
     assert {batch.features.shape for batch in batches} == {(4, bucket.frames, 40)}
 
 
+def test_batches_of_one(corpus: pathlib.Path, buckets: Any) -> None:
+    config = in_this_process(config_of(corpus))
+    training = dataclasses.replace(config.training, frames_per_batch=1)
+    config = dataclasses.replace(config, training=training)
+    batches = first_batches(buckets, config, 3, 1, 0, 1)
+    assert [len(batch.labels) for batch in batches] == [1, 1, 1]
+
+
 def test_processes_share_a_batch(corpus: pathlib.Path, buckets: Any) -> None:
     config = in_this_process(config_of(corpus))
     whole = first_batches(buckets, config, 6, 4, 0, 1)

@@ -24,6 +24,10 @@ from speech.batches import Batch, make_batch
 from speech.log_mel import FRAME_SECONDS, Filters, log_mel
 
 
+# More than anybody trains. Of no end Grain cannot make batches of one.
+_EPOCHS = 10**6
+
+
 class Example(NamedTuple):
     """A sentence to be learnt, and what its augmentation is drawn from; None for none."""
 
@@ -108,7 +112,7 @@ def training_input(
             grain.MapDataset.source(bucket.examples)
             .seed(seed + number)
             .shuffle()
-            .repeat()
+            .repeat(_EPOCHS)
             .random_map(draw)
             .batch(size, batch_fn=list)
             .map(make)
