@@ -113,6 +113,7 @@ class TrainingConfig:
       weight_decay: likewise.
       average_decay: what recognises is a moving average of the parameters, which keeps this share
         of itself at a step.
+      ctc_weight: of a CTC loss of the encoder alone, beside the transducer's.
       evaluate_every: steps between two tests on the development split, and two checkpoints.
       max_gradient_norm: gradients are clipped to this global norm.
       speeds: at which an utterance is played, in hundredths; one is chosen each time.
@@ -128,6 +129,7 @@ class TrainingConfig:
     weight_decay: float
     average_decay: float
     evaluate_every: int
+    ctc_weight: float = 0.3
     max_gradient_norm: float = 1.0
     speeds: tuple[int, ...] = (90, 100, 110)
     augment: SpecAugmentConfig = SpecAugmentConfig()

@@ -23,7 +23,6 @@ from sentences.pieces import Pieces
 from speech.batches import Batch, make_batch
 from speech.log_mel import FRAME_SECONDS, Filters, log_mel
 
-
 # More than anybody trains. Of no end Grain cannot make batches of one.
 _EPOCHS = 10**6
 

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from sentences.config import Config
 from sentences.data import Bucket, Example, read_features, training_input
-from sentences.model import make_recogniser, set_statistics
+from sentences.model import SentenceRecogniser, make_recogniser, set_statistics
 from speech import checkpoints, devices
 from speech.batches import Batch
 from speech.optimizer import make_optimizer
@@ -35,8 +35,8 @@ class Training(NamedTuple):
       optimizer: of the former.
     """
 
-    recogniser: Recogniser
-    average: Recogniser
+    recogniser: SentenceRecogniser
+    average: SentenceRecogniser
     optimizer: nnx.Optimizer[Recogniser]
 
 
@@ -115,7 +115,8 @@ def train(
         for step in range(first, steps if stop_at is None else min(stop_at, steps)):
             batch = devices.spread(mesh, next(batches))
             share = share_at(config.transducer.sigma_shares, step / steps)
-            measured = train_step(*training, batch, step, share, key, config.training.average_decay)
+            weights = config.training.average_decay, config.training.ctc_weight
+            measured = train_step(*training, batch, step, share, key, *weights)
             on_step(step + 1, Step(*map(float, measured)))
             if (step + 1) % config.training.evaluate_every == 0 or step + 1 == steps:
                 on_evaluation(step + 1, taken_home(training.average))
@@ -126,23 +127,30 @@ def train(
 
 @nnx.jit
 def train_step(
-    recogniser: Recogniser,
-    average: Recogniser,
+    recogniser: SentenceRecogniser,
+    average: SentenceRecogniser,
     optimizer: nnx.Optimizer[Recogniser],
     batch: Batch,
     step: ArrayLike,
     sigma_share: ArrayLike,
     key: jax.Array,
     average_decay: ArrayLike,
+    ctc_weight: ArrayLike,
 ) -> tuple[jax.Array, jax.Array]:
-    """Updates all three; returns the loss, in nats a piece, and the gradient's norm."""
+    """Updates all three; returns the transducer's loss, nats a piece, and the gradient's norm."""
     dropout = jax.random.fold_in(key, step)
 
-    def loss_per_label(recogniser: Recogniser) -> jax.Array:
-        losses = recogniser.losses(batch, dropout, sigma_share=sigma_share)
-        return losses.sum() / batch.label_lengths.sum()
+    def loss_per_label(recogniser: SentenceRecogniser) -> tuple[jax.Array, jax.Array]:
+        inputs = recogniser.inputs_of_joint(batch, dropout)
+        encoded, _, lengths = inputs
+        losses = recogniser.losses_of(inputs, batch, sigma_share=sigma_share)
+        ctc = recogniser.ctc_losses(encoded, lengths, batch)
+        labels = batch.label_lengths.sum()
+        loss = losses.sum() / labels
+        return loss + ctc_weight * ctc.sum() / labels, loss
 
-    loss, gradients = nnx.value_and_grad(loss_per_label)(recogniser)
+    differentiate = nnx.value_and_grad(loss_per_label, has_aux=True)
+    (_, loss), gradients = differentiate(recogniser)
     optimizer.update(recogniser, gradients)
     # At the start the average would be that of the random parameters.
     new = jax.numpy.maximum(1 - average_decay, 9 / (10 + jax.numpy.asarray(step)))

@@ -87,10 +87,18 @@ class Recogniser(nnx.Module):
         encoded, predicted, lengths = self.inputs_of_joint(batch, *dropout)
         return self.joint(encoded[:, :, None], predicted[:, None]), lengths
 
-    def losses(
+    def losses(self, batch: Batch, *dropout: Any, **options: Any) -> jax.Array:
+        """Returns the losses `[B]`; `dropout`: what the encoder takes beside the utterances.
+
+        `options`: those of `losses_of`.
+        """
+        return self.losses_of(self.inputs_of_joint(batch, *dropout), batch, **options)
+
+    def losses_of(
         self,
+        inputs_of_joint: tuple[jax.Array, jax.Array, jax.Array],
         batch: Batch,
-        *dropout: Any,
+        *,
         sigma_share: ArrayLike = 1.0,
         has_jumps: ArrayLike = True,
         chunked_joint: bool = True,
@@ -98,23 +106,23 @@ class Recogniser(nnx.Module):
         """Returns the losses `[B]`, from all logits at once or, the same, a chunk at a time.
 
         Args:
-          batch: the utterances.
-          *dropout: what the encoder takes beside them.
+          inputs_of_joint: of the utterances.
+          batch: them.
           sigma_share: how much of the transducer's sigma counts.
           has_jumps: whether arcs of several frames may be taken, for all utterances or for each,
             `[B]`; else their classes are left out.
           chunked_joint: whether to make the logits a chunk of frames at a time.
         """
+        encoded, predicted, lengths = inputs_of_joint
         sigma = jnp.asarray(sigma_share) * self.transducer.sigma
         criterion = dataclasses.replace(self.transducer, sigma=sigma)
         jumps = jump_classes(self.transducer, self.output.out_features)
         allowed = jnp.reshape(jnp.asarray(has_jumps), (-1, 1, 1, 1)) | ~jumps
         mask = jnp.where(allowed, 0.0, -jnp.inf)
         if not chunked_joint:
-            logits, lengths = self(batch, *dropout)
+            logits = self.joint(encoded[:, :, None], predicted[:, None])
             logits += mask.astype(logits.dtype)
             return criterion(logits, batch.labels, lengths, batch.label_lengths)
-        encoded, predicted, lengths = self.inputs_of_joint(batch, *dropout)
         graph, params = nnx.split(self.output)
 
         def joint(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
