@@ -500,6 +500,19 @@ def test_remat_and_dropout(corpus: pathlib.Path) -> None:
     assert not all(np.allclose(a, b) for a, b in zip(plain, other, strict=True))
 
 
+def test_ctc_leaves_out_what_it_cannot_align(corpus: pathlib.Path) -> None:
+    """Twice the same piece needs a blank between them, which a transducer does not."""
+    recogniser = example("sentences.model").make_recogniser(config_of(corpus), 5, 0)
+    encoded = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 48)), jnp.float32)
+    batch = batch_of(np.zeros((2, 16, 40), np.float32), [16, 16])
+    labels = np.array([[0, 1, 2, 3], [1, 1, 2, 2]], np.int32)
+    batch = batch._replace(labels=labels, label_lengths=np.array([4, 4], np.int32))
+    fits, does_not = recogniser.ctc_losses(encoded, jnp.array([4, 4]), batch)
+    log_probs = jax.nn.log_softmax(recogniser.frames_alone(encoded[0]))
+    assert float(fits) == pytest.approx(-sum(log_probs[i, i] for i in range(4)), rel=1e-4)
+    assert does_not == 0
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "Stateless"])
 def test_prediction_networks_step_as_they_run(kind: str) -> None:
     network = getattr(example("speech.prediction"), kind)(9, 8, 6, 2, rngs=nnx.Rngs(0))
