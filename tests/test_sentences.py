@@ -509,7 +509,7 @@ def test_ctc_leaves_out_what_it_cannot_align(corpus: pathlib.Path) -> None:
     batch = batch._replace(labels=labels, label_lengths=np.array([4, 4], np.int32))
     fits, does_not = recogniser.ctc_losses(encoded, jnp.array([4, 4]), batch)
     log_probs = jax.nn.log_softmax(recogniser.frames_alone(encoded[0]))
-    assert float(fits) == pytest.approx(-sum(log_probs[i, i] for i in range(4)), rel=1e-4)
+    assert float(fits) == pytest.approx(-float(sum(log_probs[i, i] for i in range(4))), rel=1e-4)
     assert does_not == 0
 
 
