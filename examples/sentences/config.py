@@ -115,6 +115,7 @@ class TrainingConfig:
         of itself at a step.
       ctc_weight: of a CTC loss of the encoder alone, beside the transducer's.
       evaluate_every: steps between two tests on the development split, and two checkpoints.
+      longest_seconds: of an utterance to train on; longer ones are left out.
       max_gradient_norm: gradients are clipped to this global norm.
       speeds: at which an utterance is played, in hundredths; one is chosen each time.
       augment: see there.
@@ -130,6 +131,7 @@ class TrainingConfig:
     average_decay: float
     evaluate_every: int
     ctc_weight: float = 0.3
+    longest_seconds: float = 25.0
     max_gradient_norm: float = 1.0
     speeds: tuple[int, ...] = (90, 100, 110)
     augment: SpecAugmentConfig = SpecAugmentConfig()

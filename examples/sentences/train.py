@@ -79,8 +79,9 @@ def main(options: Options) -> None:
     development = read_corpus(options.data, (options.dev,), config)
     pieces = open_output(options, config, sentences)
 
-    chosen, left_out = examples(sentences, pieces, config)
-    report_left_out(left_out)
+    short = [s for s in sentences if s.seconds <= config.training.longest_seconds]
+    chosen, left_out = examples(short, pieces, config)
+    report_left_out(len(sentences) - len(short), left_out)
     buckets = make_buckets(chosen, config.training.buckets, min(config.training.speeds) / 100)
     epoch = batches_an_epoch(buckets, config, mesh.size)
     console.print(
@@ -176,8 +177,10 @@ def read_corpus(data: pathlib.Path, splits: tuple[str, ...], config: Config) -> 
         return [sentence for split in splits for sentence in read_split(data, split, rate)]
 
 
-def report_left_out(left_out: list[Sentence]) -> None:
-    """Says which transcripts are longer than the frames allow."""
+def report_left_out(too_long: int, left_out: list[Sentence]) -> None:
+    """Says how many recordings are too long, and which transcripts longer than the frames allow."""
+    if too_long:
+        console.print(f"Left out {too_long} sentences that are longer than longest_seconds")
     if left_out:
         console.print(
             f"[bold yellow]Left out {len(left_out)} sentences whose transcripts have more pieces "
