@@ -1,14 +1,12 @@
 """Random utterances, compiled losses and gradients, and how they are compared."""
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jax_mbrnnt import TDT, Arc, MultiblankRNNT, Transducer, arc_posteriors, lattice_loss
@@ -116,18 +114,6 @@ def compiled_lattice(arcs: tuple[Arc, ...], implementation: Implementation) -> A
         return losses, pullback(jnp.ones_like(losses))[0], posteriors
 
     return jax.jit(run)
-
-
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables with which processes compile once what they have in common."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # the other workers' too
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(root / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
 
 
 def row(x: Any, like: Any) -> Any:

@@ -20,6 +20,7 @@ import jax
 import pytest
 
 import simt_module
+from examples import EXAMPLES
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -131,6 +132,36 @@ def _programs_are_forgotten() -> Iterator[None]:
     mappings = pathlib.Path("/proc/self/maps")
     if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def as_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The examples can be imported, and run under JAX's own rules."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables with which processes compile once what they have in common."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the other workers' too
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(root / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture(scope="module")
+def programs_in_common(compilation_cache: dict[str, str]) -> Iterator[None]:
+    """The processes that a module's tests start have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in compilation_cache.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(params=["ffi", "xla"])

@@ -1,6 +1,5 @@
 """The spoken-words example runs from end to end, without any audio."""
 
-import importlib
 import json
 import math
 import pathlib
@@ -9,12 +8,13 @@ import statistics
 import subprocess
 import sys
 import wave
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+
+from examples import EXAMPLES, example, run_example
 
 for module in (
     "flax",
@@ -32,32 +32,19 @@ for module in (
 
 from flax import nnx  # noqa: E402
 
-from cases import compilation_cache  # noqa: E402
-
-_TRAIN = pathlib.Path(__file__).parents[1] / "examples" / "spoken_words" / "train.py"
-_LISTEN = _TRAIN.with_name("listen.py")
+_TRAIN = "spoken_words/train.py"
+_LISTEN = "spoken_words/listen.py"
 # The Orbax that goes with older JAX cannot save what several devices hold.
 _SAVES_MANY = jax.__version_info__ >= (0, 7)
 _needs_many = pytest.mark.skipif(not _SAVES_MANY, reason="Orbax saves arrays of one device only")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _programs_in_common(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in compilation_cache(tmp_path_factory).items():
-            patch.setenv(name, value)
-        yield
+pytestmark = pytest.mark.usefixtures("programs_in_common")
 
 
-def _run(*arguments: str, program: pathlib.Path = _TRAIN) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(program), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+def _run(*arguments: str, program: str = _TRAIN) -> subprocess.CompletedProcess[str]:
+    return run_example(program, *arguments)
 
 
 def _recognisers(output: pathlib.Path) -> dict[str, Any]:
@@ -99,29 +86,27 @@ def test_quick_synthetic_run_and_resume(tmp_path: pathlib.Path) -> None:
     assert "train the recogniser with train.py" in absent.stderr
 
 
-def test_pieces_are_encoded_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("as_the_examples_run")
+def test_pieces_are_encoded_as_the_whole() -> None:
     """What an encoder that looks in both directions hears around a chunk is enough, and needed."""
-    monkeypatch.syspath_prepend(_TRAIN.parents[1])
     listen, model, recipe = (
-        importlib.import_module(f"spoken_words.{name}") for name in ("listen", "model", "recipe")
+        example(f"spoken_words.{name}") for name in ("listen", "model", "recipe")
     )
-    # The example runs under JAX's own rules.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        transducer = recipe.QUICK.transducers["TDT"]
-        recogniser = model.Recogniser(recipe.QUICK, transducer, rngs=nnx.Rngs(0))
-        encoder, chunk = recogniser.encoder, 8
-        features = np.random.default_rng(0).normal(size=(157, 40)).astype(np.float32)
-        frames = len(features) // 4
-        whole = encoder.encode(features[None], np.ones((1, frames), bool))
-        for begin in range(0, frames, chunk):
-            reach = encoder.reach
-            window, is_valid = listen.window_of(features, begin - reach, chunk + 2 * reach)
-            encoded = encoder.encode(window, is_valid)[:, reach:-reach][:, : frames - begin]
-            np.testing.assert_allclose(encoded, whole[:, begin : begin + chunk], rtol=0, atol=1e-5)
-            less, is_valid = listen.window_of(features, begin - reach + 1, chunk + 2 * reach - 2)
-            if begin - reach > 0 and begin + chunk + reach < frames:
-                encoded = encoder.encode(less, is_valid)[:, reach - 1 : 1 - reach]
-                assert not np.allclose(encoded, whole[:, begin : begin + chunk], rtol=0, atol=1e-5)
+    transducer = recipe.QUICK.transducers["TDT"]
+    recogniser = model.Recogniser(recipe.QUICK, transducer, rngs=nnx.Rngs(0))
+    encoder, chunk = recogniser.encoder, 8
+    features = np.random.default_rng(0).normal(size=(157, 40)).astype(np.float32)
+    frames = len(features) // 4
+    whole = encoder.encode(features[None], np.ones((1, frames), bool))
+    for begin in range(0, frames, chunk):
+        reach = encoder.reach
+        window, is_valid = listen.window_of(features, begin - reach, chunk + 2 * reach)
+        encoded = encoder.encode(window, is_valid)[:, reach:-reach][:, : frames - begin]
+        np.testing.assert_allclose(encoded, whole[:, begin : begin + chunk], rtol=0, atol=1e-5)
+        less, is_valid = listen.window_of(features, begin - reach + 1, chunk + 2 * reach - 2)
+        if begin - reach > 0 and begin + chunk + reach < frames:
+            encoded = encoder.encode(less, is_valid)[:, reach - 1 : 1 - reach]
+            assert not np.allclose(encoded, whole[:, begin : begin + chunk], rtol=0, atol=1e-5)
 
 
 def test_chunked_joint_learns_the_same(tmp_path: pathlib.Path) -> None:
@@ -157,7 +142,7 @@ def _run_processes(*arguments: str) -> list[tuple[str, str]]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{s.getsockname()[1]}"
-    command = [sys.executable, str(_TRAIN), *arguments, "--num-processes", "2"]
+    command = [sys.executable, str(EXAMPLES / _TRAIN), *arguments, "--num-processes", "2"]
     command += ["--coordinator", coordinator, "--process-id"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*command, str(i)], **pipes) for i in range(2)]

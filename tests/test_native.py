@@ -14,7 +14,6 @@ import sys
 import pytest
 
 import simt_module
-from cases import compilation_cache
 from simt_module import ROOT, compiler
 
 FLAGS = "-std=c++17 -g -O1 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror"
@@ -107,9 +106,7 @@ def test_exp_of_every_float(isa: str, tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_oracle_with_every_instruction_set(
-    isa: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_oracle_with_every_instruction_set(isa: str, compilation_cache: dict[str, str]) -> None:
     """In a process of its own, since the choice is made once."""
     if not runs_here(isa):
         pytest.skip(f"this processor has no {isa}")
@@ -123,7 +120,7 @@ def test_oracle_with_every_instruction_set(
     run = subprocess.run(
         [*command, *tests, "-k", "ffi or kernels"],
         cwd=ROOT / "tests",  # not the source tree, which has no kernels
-        env={**os.environ, **compilation_cache(tmp_path_factory), "JAX_MBRNNT_CPU_ISA": isa},
+        env={**os.environ, **compilation_cache, "JAX_MBRNNT_CPU_ISA": isa},
         capture_output=True,
         text=True,
     )

@@ -1,16 +1,16 @@
 """The example's study: are errors and their intervals counted right, is no row made twice?"""
 
 import dataclasses
-import importlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+
+from examples import example
 
 for module in ("flax", "jiwer", "matplotlib", "optax", "orbax.checkpoint", "rich", "scipy", "tyro"):
     pytest.importorskip(module, reason="needs the extra `examples`")
@@ -18,18 +18,7 @@ for module in ("flax", "jiwer", "matplotlib", "optax", "orbax.checkpoint", "rich
 from rich.console import Console  # noqa: E402
 from scipy import stats  # noqa: E402
 
-_EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-
-
-@pytest.fixture(autouse=True)
-def _as_the_example_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(_EXAMPLES)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def example(name: str) -> Any:
-    return importlib.import_module(name)
+pytestmark = pytest.mark.usefixtures("as_the_examples_run")
 
 
 def test_errors_of_each_utterance() -> None:

@@ -156,14 +156,16 @@ class Config:
 
 
 def read_config(*files: str | pathlib.Path) -> Config:
-    """Reads files that complete each other: paths, or names in `configs/`.
+    """Reads files that complete each other: paths, or names in `configs/`, with or
+    without their ending.
 
     Raises:
       ConfigError: one is not there, or they do not make a whole.
     """
     found: dict[str, Any] = {}
     for file in files:
-        path = next((p for p in (pathlib.Path(file), DIRECTORY / file) if p.is_file()), None)
+        places = pathlib.Path(file), DIRECTORY / file, DIRECTORY / f"{file}.yaml"
+        path = next((place for place in places if place.is_file()), None)
         if path is None:
             names = sorted(p.name for p in DIRECTORY.glob("*.yaml"))
             raise ConfigError(f"{file}: expected a file, or one of {names}")

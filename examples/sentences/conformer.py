@@ -211,7 +211,9 @@ class Conformer(nnx.Module):
         if config.chunk:
             chunks_before = (place // config.chunk)[:, None] - place // config.chunk
             sees &= (chunks_before >= 0) & (chunks_before <= config.left_chunks)
-        run = nnx.remat(_run) if config.remat and key is not None else _run
+        run = Block.__call__
+        if config.remat and key is not None:
+            run = nnx.remat(run)
         for number, block in enumerate(self.blocks):
             own = None if key is None else jax.random.fold_in(key, number)
             hidden, _ = run(block, hidden, sees, is_valid, None, own)
@@ -272,17 +274,6 @@ class Conformer(nnx.Module):
             hidden, last = halving(hidden, frame.astype(hidden.dtype))
             halved.append(last)
         return self.input(hidden.reshape(*hidden.shape[:2], -1)), halved
-
-
-def _run(
-    block: Block,
-    hidden: jax.Array,
-    sees: jax.Array,
-    is_valid: jax.Array,
-    memory: None,
-    key: jax.Array | None,
-) -> tuple[jax.Array, Memory | None]:
-    return block(hidden, sees, is_valid, memory, key)
 
 
 def _rotated(x: jax.Array, first: int) -> jax.Array:

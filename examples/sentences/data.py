@@ -68,9 +68,14 @@ class Bucket:
         frames = math.ceil(max(x.sentence.seconds for x in examples) / slowest / FRAME_SECONDS)
         return cls(examples, frames, max(len(x.labels) for x in examples))
 
-    def batch(self, features: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> Batch:
-        """Pads some of its utterances."""
-        return make_batch(features, labels, self.frames, self.length)
+    def batch_size(self, config: Config, devices: int) -> int:
+        """As many as fit, padding included, and a multiple of the devices."""
+        most = config.training.frames_per_batch
+        return max(1, most // self.frames // devices) * devices
+
+    def batches(self, config: Config, devices: int) -> float:
+        """Returns how many batches it makes."""
+        return len(self.examples) / self.batch_size(config, devices)
 
 
 def make_buckets(found: Sequence[Example], count: int, slowest: float = 1.0) -> list[Bucket]:
@@ -104,7 +109,7 @@ def training_input(
         return example._replace(seed=int(rng.integers(2**63)))
 
     def batches_of(number: int, bucket: Bucket) -> grain.MapDataset[Batch]:
-        size = _batch_size(bucket, training.frames_per_batch, devices)
+        size = bucket.batch_size(config, devices)
         own = slice(size * process // processes, size * (process + 1) // processes)
         make = functools.partial(_make_batch, bucket, config, own)
         return (
@@ -118,11 +123,7 @@ def training_input(
         )
 
     parts = [batches_of(number, bucket) for number, bucket in enumerate(buckets)]
-    shares = [
-        len(bucket.examples) / _batch_size(bucket, training.frames_per_batch, devices)
-        for bucket in buckets
-    ]
-    mixed = grain.MapDataset.mix(parts, [share / sum(shares) for share in shares])
+    mixed = grain.MapDataset.mix(parts, [bucket.batches(config, devices) for bucket in buckets])
     batches = mixed.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
     if training.workers:
         if not flags.FLAGS.is_parsed():  # Grain asks Abseil's, of which this program has none.
@@ -134,18 +135,18 @@ def training_input(
 
 def batches_an_epoch(buckets: Sequence[Bucket], config: Config, devices: int) -> float:
     """Returns after how many batches every utterance has been heard once, on average."""
-    most = config.training.frames_per_batch
-    return sum(len(bucket.examples) / _batch_size(bucket, most, devices) for bucket in buckets)
+    return sum(bucket.batches(config, devices) for bucket in buckets)
 
 
 def test_batches(
-    bucket: Bucket, config: Config, size: int
+    buckets: Sequence[Bucket], config: Config, size: int
 ) -> Iterator[tuple[list[Example], Batch]]:
-    """Yields the utterances of a bucket in order; the last batch is filled with its first ones."""
-    for start in range(0, len(bucket.examples), size):
-        found = bucket.examples[start : start + size]
-        filled = [found[i % len(found)] for i in range(size)]
-        yield found, _make_batch(bucket, config, slice(None), filled)
+    """Yields all utterances in order; a bucket's last batch is filled with its first ones."""
+    for bucket in buckets:
+        for start in range(0, len(bucket.examples), size):
+            found = bucket.examples[start : start + size]
+            filled = [found[i % len(found)] for i in range(size)]
+            yield found, _make_batch(bucket, config, slice(None), filled)
 
 
 def filters(audio: AudioConfig) -> Filters:
@@ -186,12 +187,8 @@ def spec_augment(
 def _make_batch(bucket: Bucket, config: Config, own: slice, whole: list[Example]) -> Batch:
     chosen = whole[own]
     features = [read_features(example, config) for example in chosen]
-    return bucket.batch([x[: bucket.frames] for x in features], [x.labels for x in chosen])
-
-
-def _batch_size(bucket: Bucket, frames: int, devices: int) -> int:
-    """As many as fit into so many frames, padding included, and a multiple of the devices."""
-    return max(1, frames // bucket.frames // devices) * devices
+    labels = [example.labels for example in chosen]
+    return make_batch([x[: bucket.frames] for x in features], labels, bucket.frames, bucket.length)
 
 
 def _frames(seconds: float) -> int:

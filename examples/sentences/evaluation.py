@@ -46,11 +46,10 @@ class Recognised(NamedTuple):
     def ctm(self, pieces: Pieces, config: Config) -> list[str]:
         """Returns its words with their times and confidences, as lines of a CTM file."""
         names = pieces.names()
-        is_timed = config.transducer.kind == "tdt"
         words = word_times(
             [names[label] for label in self.labels],
             self.frames,
-            self.durations if is_timed else None,
+            self.durations,
             num_frames=self.num_frames,
             frame_shift=encoder_frame_seconds(config),
             confidences=np.exp(self.log_probs),
@@ -77,14 +76,24 @@ def recognise(
     """Recognises utterances, so many at once: greedily, or with a beam of more than one."""
     decode = nnx.cached_partial(_decode, recogniser)
     found: list[Recognised] = []
-    for bucket in buckets:
-        for examples, batch in test_batches(bucket, config, size):
-            decoding, lengths = jax.device_get(decode(batch, fusion, beam))
-            found += [
-                _recognised(example, decoding, row, int(lengths[row]))
-                for row, example in enumerate(examples)
-            ]
+    for examples, batch in test_batches(buckets, config, size):
+        found += _recognised(examples, *decode(batch, fusion, beam))
     return found
+
+
+def recognise_and_score(
+    recogniser: Recogniser, buckets: Sequence[Bucket], config: Config, size: int
+) -> tuple[list[Recognised], np.ndarray]:
+    """Recognises utterances greedily, and computes the losses of what was said, `[N]`.
+
+    The losses are negative log-likelihoods in nats, without under-normalisation.
+    """
+    found: list[Recognised] = []
+    losses = []
+    for examples, batch in test_batches(buckets, config, size):
+        found += _recognised(examples, *_decode(recogniser, batch, None, 1))
+        losses.append(np.asarray(_losses(recogniser, batch), np.float64)[: len(examples)])
+    return found, np.concatenate(losses)
 
 
 @functools.partial(nnx.jit, static_argnums=3)
@@ -99,11 +108,13 @@ def _decode(recogniser: Recogniser, batch: Batch, fusion: Fusion | None, beam: i
     return found._replace(**{name: getattr(found, name)[:, 0] for name in names}), lengths
 
 
-def _recognised(example: Example, decoding: Any, row: int, num_frames: int) -> Recognised:
-    count = int(decoding.label_lengths[row])
+def _recognised(examples: Sequence[Example], *found: Any) -> Iterator[Recognised]:
+    """Of a batch: what `_decode` returned of its first rows."""
+    decoding, lengths = jax.device_get(found)
     of_labels = (decoding.labels, decoding.frames, decoding.durations, decoding.label_log_probs)
-    nodes = int(decoding.joint_evaluations[row])
-    return Recognised(example, *(x[row, :count] for x in of_labels), num_frames, nodes)
+    for row, example in enumerate(examples):
+        count, nodes = int(decoding.label_lengths[row]), int(decoding.joint_evaluations[row])
+        yield Recognised(example, *(x[row, :count] for x in of_labels), int(lengths[row]), nodes)
 
 
 def stream(
@@ -172,18 +183,6 @@ def _hear(
     encoded, memories = recogniser.encoder.step(memories, features, lengths)
     found, carry = recogniser.stream().step(carry, encoded, jnp.asarray(lengths, jnp.int32))
     return found, carry, memories
-
-
-def mean_loss(
-    recogniser: Recogniser, buckets: Sequence[Bucket], config: Config, size: int
-) -> float:
-    """Returns the negative log-likelihood in nats a piece, without under-normalisation."""
-    total, labels = 0.0, 0
-    for bucket in buckets:
-        for examples, batch in test_batches(bucket, config, size):
-            total += float(_losses(recogniser, batch)[: len(examples)].sum())
-            labels += sum(len(example.labels) for example in examples)
-    return total / labels
 
 
 @nnx.jit

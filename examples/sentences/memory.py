@@ -21,6 +21,7 @@ from rich.table import Table
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from sentences.config import Config, read_config
+from speech.batches import Batch
 from speech.classes import scores_for
 from speech.recogniser import Recogniser
 
@@ -55,7 +56,7 @@ def main(options: Options) -> None:
     for name in ("", "logits", "loss, whole logits", "loss, by chunks"):
         table.add_column(name, justify="right" if name else "left")
     for kind in ("rnnt", "multiblank", "tdt"):
-        config = read_config(f"{options.size}.yaml", f"conformer_{kind}.yaml")
+        config = read_config(options.size, f"conformer_{kind}")
         frames = round(100 * options.seconds)
         batch = config.training.frames_per_batch // options.devices // frames
         shape = batch, frames >> config.encoder.halvings
@@ -93,7 +94,7 @@ def bytes_of(config: Config, batch: int, frames: int, labels: int) -> tuple[int,
                 transducer, *given, config.joint, scores, dtype=dtype, rngs=nnx.Rngs(0)
             )
             recogniser.output.kernel[...], recogniser.output.bias[...] = weights
-            batch: Any = Said(texts, lengths[1])
+            batch: Any = Batch(encoded, lengths[0], texts, lengths[1])
             return recogniser.losses(batch, chunked_joint=chunked_joint).mean()
 
         program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
@@ -102,14 +103,6 @@ def bytes_of(config: Config, batch: int, frames: int, labels: int) -> tuple[int,
 
     logits = batch * frames * (labels + 1) * scores * dtype.itemsize
     return logits, temporaries(False), temporaries(True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Said:
-    """What of a batch is left to be known."""
-
-    labels: jax.Array
-    label_lengths: jax.Array
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from flax import nnx
 from sentences.config import Config
 from sentences.conformer import Conformer
 from speech.batches import Batch
-from speech.classes import scores_for
+from speech.classes import inputs_of_prediction, scores_for
 from speech.log_mel import FRAME_SECONDS
 from speech.prediction import LSTM, Stateless
 from speech.recogniser import Recogniser
@@ -49,11 +49,10 @@ def make_recogniser(config: Config, labels: int, seed: int) -> SentenceRecognise
     dtype = jnp.dtype(config.encoder.dtype)
     transducer = config.transducer.make()
     scores = scores_for(transducer, labels)
-    emission = transducer.emission(scores)
     network = LSTM if config.prediction.kind == "lstm" else Stateless
     prediction = network(
-        # The blank also stands for what was said before the start.
-        *(emission.num_labels, emission.blanks[0], config.joint, config.prediction.size),
+        *inputs_of_prediction(transducer, scores),
+        *(config.joint, config.prediction.size),
         dtype=dtype,
         rngs=rngs,
     )

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from sentences.config import Config, ConfigError, read_config, write_config
 from sentences.corpus import CorpusError, Sentence, read_split
 from sentences.data import batches_an_epoch, examples, make_buckets
-from sentences.evaluation import errors_of, mean_loss, recognise, texts
+from sentences.evaluation import errors_of, recognise_and_score, texts
 from sentences.pieces import Pieces, read_pieces, train_pieces
 from sentences.training import Step, train
 from speech import devices, progress
@@ -32,8 +32,8 @@ _EVALUATED_AT_ONCE = 8
 _DEVELOPMENT_BUCKETS = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(devices.Options):
     """Trains a Conformer transducer on a corpus in LibriSpeech's layout."""
 
     data: pathlib.Path
@@ -56,24 +56,15 @@ class Options:
     """Directory for pieces, configuration, checkpoints, TensorBoard's files and dev.jsonl."""
     resume: bool = False
     """Go on from the last checkpoint in the output directory instead of starting anew."""
-    devices: int = 1
-    """Devices, of each process, that share the utterances of a batch; virtual ones on a CPU."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, for training with several processes."""
-    num_processes: int | None = None
-    """How many processes there are. Clusters that JAX knows say so by themselves."""
-    process_id: int | None = None
-    """Which of them this is, from 0. Clusters that JAX knows say so by themselves."""
 
 
 def main(options: Options) -> None:
     """Reads the corpus, trains, and tests on the development split as it does."""
-    config = read_config(_file(options.size), options.config)
+    config = read_config(options.size, options.config)
     if options.steps is not None:
         training = dataclasses.replace(config.training, steps=options.steps)
         config = dataclasses.replace(config, training=training)
-    processes = options.coordinator, options.num_processes, options.process_id
-    mesh = devices.make_mesh(options.devices, *processes)
+    mesh = options.mesh()
     console.quiet = not devices.is_first_process()
     sentences = read_corpus(options.data, options.train, config)
     development = read_corpus(options.data, (options.dev,), config)
@@ -131,15 +122,16 @@ class Evaluation:
 
     def __call__(self, step: int, recogniser: Recogniser) -> None:
         """Measures loss and word error rate; of all processes together."""
-        found = recognise(recogniser, self._buckets, self._config, _EVALUATED_AT_ONCE)
+        found, losses = recognise_and_score(
+            recogniser, self._buckets, self._config, _EVALUATED_AT_ONCE
+        )
         errors = errors_of(found, self._pieces)
-        loss = mean_loss(recogniser, self._buckets, self._config, _EVALUATED_AT_ONCE)
         labels = sum(len(x.example.labels) for x in found)
         sums = np.array(
             # What is left out is not recognised: every word of it is wrong.
             [
                 *(errors.total.sum() + self._lost_words, errors.words.sum() + self._lost_words),
-                *(loss * labels, labels),
+                *(losses.sum(), labels),
                 *(sum(x.joint_evaluations for x in found), sum(x.num_frames for x in found)),
             ]
         )
@@ -161,7 +153,7 @@ class Evaluation:
         self._writer.flush()
         with (self._output / "dev.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        said, heard = (column[0] for column in texts(found, self._pieces))
+        said, heard = (column[0] for column in texts(found[:1], self._pieces))
         console.print(
             f"step {step}: loss {row['loss']:.3f}, word error rate {row['word_error_rate']:.1%}\n"
             f"  said:  {said}\n  heard: {heard}",
@@ -215,10 +207,6 @@ def open_output(options: Options, config: Config, sentences: list[Sentence]) -> 
         write_config(config, settings)
     devices.wait_for_all("settings written")
     return read_pieces(output / "pieces.model")
-
-
-def _file(size: str) -> str:
-    return size if size.endswith(".yaml") else f"{size}.yaml"
 
 
 def _hours(sentences: list[Sentence]) -> str:

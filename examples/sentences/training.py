@@ -3,10 +3,11 @@
 import contextlib
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -46,7 +47,6 @@ class Step(NamedTuple):
     Attributes:
       loss: in nats a piece.
       gradient_norm: before it was clipped.
-      speech: seconds of it, padding included.
     """
 
     loss: float
@@ -76,7 +76,7 @@ def train(
     on_step: Callable[[int, Step], None],
     on_evaluation: Callable[[int, Recogniser], None],
     stop_at: int | None = None,
-) -> Recogniser:
+) -> None:
     """Trains a recogniser, from the last checkpoint on if there is one.
 
     Interrupted and resumed, it is the same to the bit as without: batches, dropout and schedules
@@ -92,14 +92,8 @@ def train(
       on_step: called with the number of steps done, and what the last one measured.
       on_evaluation: called with this number and the average, on one device, before a checkpoint.
       stop_at: a step to stop at, as if interrupted just behind it.
-
-    Returns:
-      The average, on one device.
     """
     training = make_training(config, labels, seed)
-    for recogniser in training[:2]:
-        set_statistics(recogniser, *statistics(buckets, config))
-    devices.replicate(mesh, *training)
     parts = mesh.size, jax.process_index(), jax.process_count()
     batches = iter(training_input(buckets, config, seed, *parts))
     steps, key = config.training.steps, jax.random.key(seed)
@@ -109,6 +103,11 @@ def train(
         ocp.CheckpointManager(directory, options=checkpoints.OPTIONS) as manager,
     ):
         first = manager.latest_step() or 0
+        if not first:  # else they are in the checkpoint
+            found = statistics(buckets, config)
+            for recogniser in training[:2]:
+                set_statistics(recogniser, *found)
+        devices.replicate(mesh, *training)
         if first:
             where = grain.checkpoint.CheckpointRestore(batches)
             checkpoints.restore(manager, first, training, input=where)
@@ -122,7 +121,6 @@ def train(
                 on_evaluation(step + 1, taken_home(training.average))
                 where = grain.checkpoint.CheckpointSave(batches)
                 checkpoints.save(manager, step + 1, training, input=where)
-    return taken_home(training.average)
 
 
 @nnx.jit
@@ -153,7 +151,7 @@ def train_step(
     (_, loss), gradients = differentiate(recogniser)
     optimizer.update(recogniser, gradients)
     # At the start the average would be that of the random parameters.
-    new = jax.numpy.maximum(1 - average_decay, 9 / (10 + jax.numpy.asarray(step)))
+    new = jnp.maximum(1 - average_decay, 9 / (10 + jnp.asarray(step)))
     states = (nnx.state(model, nnx.Param) for model in (recogniser, average))
     nnx.update(average, optax.incremental_update(*states, new))
     return loss, optax.global_norm(gradients)
@@ -180,11 +178,6 @@ def load(config: Config, labels: int, directory: pathlib.Path) -> Recogniser:
     Raises:
       FileNotFoundError: there is none.
     """
-    training: Any = make_training(config, labels, seed=0)
-    if directory.is_dir():
-        with ocp.CheckpointManager(directory, options=checkpoints.OPTIONS) as manager:
-            last_step = manager.latest_step()
-            if last_step is not None:
-                checkpoints.restore(manager, last_step, training)
-                return training.average
-    raise FileNotFoundError(f"No checkpoint in {directory}: train a recogniser with train.py")
+    training = make_training(config, labels, seed=0)
+    checkpoints.restore_last(directory, training)
+    return training.average

@@ -1,5 +1,6 @@
 """Flax NNX modules and whatever else a training consists of, saved and restored by Orbax."""
 
+import pathlib
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -22,3 +23,18 @@ def restore(manager: ocp.CheckpointManager, step: int, modules: Any, **others: A
     nnx.replace_by_pure_dict(state, saved.state)
     nnx.update(modules, state)
     return saved
+
+
+def restore_last(directory: pathlib.Path, modules: Any) -> None:
+    """Fills the modules with the last of the checkpoints in a directory.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if directory.is_dir():
+        with ocp.CheckpointManager(directory, options=OPTIONS) as manager:
+            last_step = manager.latest_step()
+            if last_step is not None:
+                restore(manager, last_step, modules)
+                return
+    raise FileNotFoundError(f"No checkpoint in {directory}: train the recogniser with train.py")

@@ -36,3 +36,12 @@ def durations_in_nats(transducer: Transducer, scores: int) -> np.ndarray:
 def jump_classes(transducer: Transducer, scores: int) -> np.ndarray:
     """Returns which classes `[V]` are read by arcs of several frames alone: none of an RNN-T's."""
     return np.array([min(d, default=1) > 1 for d in durations_of_classes(transducer, scores)])
+
+
+def inputs_of_prediction(transducer: Transducer, scores: int) -> tuple[int, int]:
+    """Returns how many classes a prediction network embeds, and which is said before the start.
+
+    That is the blank, which is no label.
+    """
+    emission = transducer.emission(scores)
+    return emission.num_labels, emission.blanks[0]

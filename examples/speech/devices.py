@@ -1,5 +1,8 @@
 """Data parallelism: the parameters on every device, each with its own part of the batch."""
 
+import dataclasses
+import sys
+
 import jax
 import numpy as np
 from flax import nnx
@@ -7,6 +10,32 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speech.batches import Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a program that trains is asked about devices: its options have these among them."""
+
+    devices: int = 1
+    """Devices, of each process, that share the utterances of a batch; virtual ones on a CPU."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for training with several processes."""
+    num_processes: int | None = None
+    """How many processes there are. Clusters that JAX knows say so by themselves."""
+    process_id: int | None = None
+    """Which of them this is, from 0. Clusters that JAX knows say so by themselves."""
+
+    def mesh(self) -> Mesh:
+        """Returns the devices to train on.
+
+        Raises:
+          SystemExit: they are not there.
+        """
+        processes = self.coordinator, self.num_processes, self.process_id
+        try:
+            return make_mesh(self.devices, *processes)
+        except ValueError as error:
+            sys.exit(f"--devices: {error}")
 
 
 def make_mesh(

@@ -8,7 +8,7 @@ from flax import nnx
 from jax_mbrnnt import Transducer
 from speech import recogniser
 from speech.batches import Batch
-from speech.classes import scores_for
+from speech.classes import inputs_of_prediction, scores_for
 from speech.log_mel import FRAME_SECONDS
 from speech.prediction import Stateless
 from spoken_words.features import CHARACTERS, FILTERS
@@ -69,11 +69,7 @@ class Recogniser(recogniser.Recogniser):
 
     def __init__(self, recipe: Recipe, transducer: Transducer, *, rngs: nnx.Rngs):
         scores = scores_for(transducer, len(CHARACTERS))
-        emission = transducer.emission(scores)
         encoder = Encoder(recipe.width, recipe.dilations, rngs=rngs)
-        prediction = Stateless(
-            # The blank also stands for what was said before the start.
-            *(emission.num_labels, emission.blanks[0], recipe.width, recipe.context),
-            rngs=rngs,
-        )
+        classes, start = inputs_of_prediction(transducer, scores)
+        prediction = Stateless(classes, start, recipe.width, recipe.context, rngs=rngs)
         super().__init__(transducer, encoder, prediction, recipe.width, scores, rngs=rngs)

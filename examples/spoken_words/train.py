@@ -36,8 +36,8 @@ from spoken_words.utterances import make_sets
 console = Console()
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(devices.Options):
     """Trains an RNN-Transducer, a multi-blank one and a TDT on spoken words and compares them."""
 
     recordings: pathlib.Path = DEBIAN_DIRECTORY
@@ -58,14 +58,6 @@ class Options:
     """Hand the loss the joint network: the same training in less memory, no logits are kept."""
     resume: bool = False
     """Go on from the checkpoints in the output directory instead of starting anew."""
-    devices: int = 1
-    """Devices, of each process, that share the utterances of a batch; virtual ones on a CPU."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, for training with several processes."""
-    num_processes: int | None = None
-    """How many processes there are. Clusters that JAX knows say so by themselves."""
-    process_id: int | None = None
-    """Which of them this is, from 0. Clusters that JAX knows say so by themselves."""
 
 
 def main(options: Options) -> None:
@@ -133,11 +125,7 @@ def choose_devices(options: Options, recipe: Recipe) -> Mesh:
     Raises:
       SystemExit: they are not there, or cannot share the batch evenly.
     """
-    processes = options.coordinator, options.num_processes, options.process_id
-    try:
-        mesh = devices.make_mesh(options.devices, *processes)
-    except ValueError as error:
-        sys.exit(f"--devices: {error}")
+    mesh = options.mesh()
     if recipe.batch_size % mesh.size:
         sys.exit(
             f"--devices: expected a divisor of the batch's {recipe.batch_size} utterances, got "

@@ -85,13 +85,8 @@ def load(recipe: Recipe, transducer: Transducer, directory: pathlib.Path) -> Rec
       FileNotFoundError: there is none.
     """
     recogniser, optimizer = _make(recipe, transducer, seed=0)
-    if directory.is_dir():
-        with ocp.CheckpointManager(directory, options=checkpoints.OPTIONS) as manager:
-            last_step = manager.latest_step()
-            if last_step is not None:
-                checkpoints.restore(manager, last_step, (recogniser, optimizer))
-                return recogniser
-    raise FileNotFoundError(f"No checkpoint in {directory}: train the recogniser with train.py")
+    checkpoints.restore_last(directory, (recogniser, optimizer))
+    return recogniser
 
 
 def _make(
