@@ -53,8 +53,8 @@ class MultiblankRNNT(Transducer):
     """
 
     blank_id: int = -1
-    big_blank_durations: tuple[int, ...] = ()
-    big_blank_ids: tuple[int, ...] | None = None
+    big_blank_durations: Sequence[int] = ()  # a tuple once it is made, as the next
+    big_blank_ids: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

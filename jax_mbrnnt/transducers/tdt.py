@@ -59,7 +59,7 @@ class TDT(Transducer):
       (2,)
     """
 
-    durations: tuple[int, ...]
+    durations: Sequence[int]  # a tuple once it is made
     blank_id: int = -1
 
     def __post_init__(self) -> None:
