@@ -37,6 +37,17 @@ def unify_varying(*operands: jax.Array) -> list[jax.Array]:
     return [cast(x) for x in operands]
 
 
+def check_not_explicit(name: str, operands: Any) -> None:
+    """A `TypeError` if an array's sharding is part of its type (`AxisType.Explicit`)."""
+    for x in jax.tree.leaves(operands):
+        aval = jax.typeof(x)
+        if any(axes is not None for axes in aval.sharding.spec):
+            raise TypeError(
+                f"{name}: expected arrays whose sharding is not part of their type, got {aval}; put "
+                "the search under jax.sharding.auto_axes"
+            )
+
+
 def zeros_like(x: jax.Array, dtype: Any = None) -> jax.Array:
     """Zeros that are sharded and vary as `x` does, which older JAX's own do not."""
     zeros, _ = unify_varying(jnp.zeros_like(x, dtype=dtype), x)

@@ -376,6 +376,18 @@ def test_sharded_batch(transducer: Transducer) -> None:
     assert_equal(full(arguments[0], arguments[2]), decode(model))
 
 
+def test_explicitly_sharded_batch_is_a_type_error() -> None:
+    """What to do about it is in docs/devices.md."""
+    kind = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=kind, devices=jax.devices()[:2])
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    plain = {"encoded": np.zeros((2, 5, 6), np.float32), "initial_state": np.zeros((2, 6))}
+    for name, array in plain.items():
+        operands = plain | {name: jax.device_put(array, split)}
+        with pytest.raises(TypeError, match=rf"{name}: .* got float\d+\[2@data,.*auto_axes"):
+            greedy_decode(multiblank(), jnp.add, lambda labels, state: (state, state), **operands)
+
+
 def test_a_state_may_settle_at_the_first_call() -> None:
     """Zeros in float32 for a network in bfloat16, say."""
 

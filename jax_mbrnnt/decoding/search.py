@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_mbrnnt import _checks
+from jax_mbrnnt._mesh import check_not_explicit
 from jax_mbrnnt._program import run
 from jax_mbrnnt.arcs import Emission, as_integer
 from jax_mbrnnt.transducers import Transducer
@@ -111,6 +112,9 @@ def check_functions(
     joint: Joint, predict: Predict, encoded: jax.Array, initial_state: PyTree
 ) -> int:
     """Returns V; an error where the functions' shapes do not fit, from the shapes alone."""
+    # A search looks up what each utterance asks for; how that is split is left to the compiler.
+    check_not_explicit("encoded", encoded)
+    check_not_explicit("initial_state", initial_state)
     batch = encoded.shape[0]
 
     def first_step(encoded: jax.Array, state: PyTree) -> tuple[jax.Array, tuple, tuple]:
