@@ -43,8 +43,8 @@ def check_not_explicit(name: str, operands: Any) -> None:
         aval = jax.typeof(x)
         if any(axes is not None for axes in aval.sharding.spec):
             raise TypeError(
-                f"{name}: expected arrays whose sharding is not part of their type, got {aval}; put "
-                "the search under jax.sharding.auto_axes"
+                f"{name}: expected arrays whose sharding is not part of their type, got {aval}; "
+                "put the search under jax.sharding.auto_axes"
             )
 
 

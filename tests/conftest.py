@@ -39,6 +39,8 @@ OF_VALUES = {
     "test_arcs",
     "test_digits",
     "test_edges",
+    "test_edges_of_lengths",
+    "test_edges_of_numbers",
     "test_enumeration",
     "test_fuzz",
     "test_joint",
@@ -61,7 +63,9 @@ LONG = {
     "test_h100",
     "test_joint",
     "test_joint_programs",
+    "test_explicit_meshes",
     "test_matrix",
+    "test_misfits",
     "test_native",
 }
 

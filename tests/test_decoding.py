@@ -382,9 +382,9 @@ def test_explicitly_sharded_batch_is_a_type_error() -> None:
     mesh = jax.make_mesh((2,), ("data",), axis_types=kind, devices=jax.devices()[:2])
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     plain = {"encoded": np.zeros((2, 5, 6), np.float32), "initial_state": np.zeros((2, 6))}
-    for name, array in plain.items():
-        operands = plain | {name: jax.device_put(array, split)}
-        with pytest.raises(TypeError, match=rf"{name}: .* got float\d+\[2@data,.*auto_axes"):
+    for operand, array in plain.items():
+        operands = plain | {operand: jax.device_put(array, split)}
+        with pytest.raises(TypeError, match=rf"{operand}: .* got float\d+\[2@data,.*auto_axes"):
             greedy_decode(multiblank(), jnp.add, lambda labels, state: (state, state), **operands)
 
 
