@@ -177,7 +177,7 @@ profile() {
   metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,dram__bytes_read.sum
   metrics+=,dram__bytes_write.sum
   run "ncu" 60 "$dir/ncu.csv" ncu --clock-control none --csv --page raw --metrics "$metrics" \
-    "$work/kernels" --profile
+    "$work/kernels" --profile benchmarks/shapes.csv
   measure "ncu's table" 20 "print_profile '$dir/ncu.csv'"
 }
 
@@ -193,7 +193,7 @@ report_kernels() {
   fi
   run "cuda_test" 40 "$dir/native.log" "$work/cuda_test"
   if command -v compute-sanitizer >/dev/null; then sanitize; else skip sanitizers "not here"; fi
-  measure "kernels" 110 "'$work/kernels' --csv '$dir/kernels.csv'"
+  measure "kernels" 110 "'$work/kernels' --csv '$dir/kernels.csv' benchmarks/shapes.csv"
   if command -v ncu >/dev/null; then profile; else skip ncu "not here"; fi
 }
 
