@@ -8,6 +8,7 @@ process that keeps its memory, and precision. On a GPU those of a shape, transdu
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import math
 import os
@@ -101,6 +102,7 @@ def measure_each(
     for i, variant in enumerate(variants):
         share = (end - time.monotonic()) / (len(variants) - i)
         rows += measure(shape, [variant], share, gpu=True, bandwidth=bandwidth, **rest)
+        gc.collect()  # closures hold arrays, in cycles
     return rows
 
 

@@ -14,13 +14,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import floors, peers
-from .problems import MULTIBLANK, RNNT, Kind, Problem, Shape, product
+from .problems import DTYPES, KINDS, MULTIBLANK, RNNT, Kind, Problem, Shape, product
 from .results import Row
 from .timing import Call, Flush, Pass, Queued, interleave
 
 # Absolute, on the gradient of one utterance's loss; a peer's arithmetic may be coarser, and
 # logarithms in float32 lose digits over a thousand frames.
 TOLERANCE = {"f32": 2e-4, "log domain": 1e-3, "bf16": 1e-2, "peer": 2e-2}
+
+
+# Transducers and dtypes.
+ALL = {(kind, dtype) for kind in KINDS for dtype in DTYPES}
+FLOAT32 = {(kind, dtype) for kind, dtype in ALL if dtype == "f32"}
+MULTIBLANKS = {(kind, dtype) for kind, dtype in ALL if kind == MULTIBLANK.name}
+PLAIN = MULTIBLANKS & FLOAT32
+RNNTS = {(RNNT.name, "f32")}
+NONE: set[tuple[str, str]] = set()
+# A program's name, the group that may be left out, the method that builds it, and of which
+# transducers and dtypes it is there: on the CPU, on a GPU.
+PROGRAMS = [
+    ("read", "ours", "build_floor", MULTIBLANKS, NONE),
+    ("copy", "ours", "build_floor", MULTIBLANKS, NONE),
+    ("copy to fresh memory", "ours", "build_floor", PLAIN, NONE),
+    ("exponential", "ours", "build_floor", PLAIN, NONE),
+    ("read by XLA", "ours", "build_floor_of_xla", PLAIN, NONE),
+    ("copy by XLA", "ours", "build_floor_of_xla", PLAIN, NONE),
+    ("ours", "ours", "build_loss", ALL, ALL),
+    ("ours, donated", "ours", "build_donated", PLAIN, ALL),
+    ("ours, with h @ W", "ours", "build_behind_product", PLAIN, ALL),
+    ("h @ W alone", "ours", "build_product", PLAIN, ALL),
+    ("strong", "jax", "build_loss", ALL, NONE),
+    ("autodiff scan", "jax", "build_loss", PLAIN, FLOAT32),
+    ("remat scan", "jax", "build_loss", PLAIN, NONE),
+    ("our pure JAX", "jax", "build_loss", PLAIN, ALL),
+    ("torchaudio", "torch", "build_peer", RNNTS, RNNTS),
+    ("warp-transducer", "torch", "build_peer", RNNTS, NONE),
+    ("ESPnet", "torch", "build_peer", NONE, PLAIN),
+]
 
 
 def label(program: str, kind: Kind, dtype: str) -> str:
@@ -67,58 +97,22 @@ class Programs:
     def build(self, kind: Kind, dtype: str) -> None:
         problem = self.problem(kind, dtype)
         self.expected: tuple[jax.Array, jax.Array] | None = None
-        plain = kind is MULTIBLANK and dtype == "f32"
-        builders: dict[str, dict[str, Callable[[str, Problem], Call]]] = {
-            "ours": {},
-            "jax": {},
-            "torch": {},
-        }
         if self.gpu:
             self.add_peak(problem)
-        elif kind is MULTIBLANK:
-            builders["ours"] |= {kind: self.build_floor for kind in ("read", "copy")}
-        if plain and not self.gpu:
-            builders["ours"] |= {
-                "copy to fresh memory": self.build_floor,
-                "exponential": self.build_floor,
-                "read by XLA": functools.partial(self.build_xla, jnp.sum),
-                "copy by XLA": functools.partial(self.build_xla, jnp.negative),
-            }
-        builders["ours"]["ours"] = self.build_loss
-        if plain or self.gpu:
-            builders["ours"] |= {
-                "ours, donated": self.build_donated,
-                "ours, with h @ W": self.build_behind_product,
-                "h @ W alone": self.build_product,
-            }
-        if not self.gpu:
-            builders["jax"]["strong"] = self.build_loss
-        if plain or (self.gpu and dtype == "f32"):
-            builders["jax"]["autodiff scan"] = self.build_loss
-        if plain and not self.gpu:
-            builders["jax"]["remat scan"] = self.build_loss
-        if plain or self.gpu:
-            builders["jax"]["our pure JAX"] = self.build_loss
-        if kind is RNNT and dtype == "f32":
-            builders["torch"]["torchaudio"] = self.build_peer
-            if not self.gpu:
-                builders["torch"]["warp-transducer"] = self.build_peer
-        if plain and self.gpu:
-            builders["torch"]["ESPnet"] = self.build_peer
-        for group in self.groups:
-            for program, build in builders[group].items():
-                name = label(program, kind, dtype)
-                if group != "ours" and time.monotonic() > self.deadline - 2:
-                    self.notes[name] = "no time"
-                elif not self.only or name in self.only:
-                    self.attempt(name, functools.partial(build, program), problem)
+        for program, group, build, on_cpu, on_gpu in PROGRAMS:
+            name = label(program, kind, dtype)
+            if (kind.name, dtype) not in (on_gpu if self.gpu else on_cpu):
+                continue
+            if group not in self.groups or (self.only and name not in self.only):
+                continue
+            if group != "ours" and time.monotonic() > self.deadline - 2:
+                self.notes[name] = "no time"
+                continue
+            try:
+                self.calls[name] = getattr(self, build)(program, problem)
+            except Exception as error:  # whatever a peer does is data
+                self.fail(name, error)
         self.expected = None  # a gradient as large as the logits
-
-    def attempt(self, name: str, build: Callable[[Problem], Call], problem: Problem) -> None:
-        try:
-            self.calls[name] = build(problem)
-        except Exception as error:  # whatever a peer does is data
-            self.fail(name, error)
 
     def fail(self, name: str, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -150,8 +144,9 @@ class Programs:
         passes, num_bytes = self.floors, problem.logits.nbytes
         return Pass(lambda: passes.milliseconds(kind, num_bytes))
 
-    def build_xla(self, function: Callable[..., jax.Array], _: str, problem: Problem) -> Call:
+    def build_floor_of_xla(self, name: str, problem: Problem) -> Call:
         """As a user gets it: under `jit`, where a result as large as the logits is fresh memory."""
+        function = {"read by XLA": jnp.sum, "copy by XLA": jnp.negative}[name]
         return self.call(jax.jit(function).lower(problem.logits).compile(), problem.logits)
 
     def build_loss(self, which: str, problem: Problem) -> Call:

@@ -1,6 +1,6 @@
 """Arc log-probabilities of the example's recognisers, before and after training.
 
-For `exact_chunks`: MODEL-untrained.npz and MODEL-trained.npz in --out, of utterances that were not
+For `exact_chunks`: DIR/MODEL-untrained.npz and DIR/MODEL-trained.npz, of utterances that were not
 trained on. Needs what examples/spoken_words/ needs.
 """
 
@@ -48,12 +48,13 @@ def write(path: pathlib.Path, recogniser: Recogniser, batch: Batch) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
     parser.add_argument("--synthetic", action="store_true")
     parser.add_argument("--recordings", type=pathlib.Path, default=train.DEBIAN_DIRECTORY)
 
 
 def run(report: Report, arguments: argparse.Namespace) -> None:
-    directory = report.directory or pathlib.Path(tempfile.mkdtemp())
+    report.directory = directory = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)
 
     mesh = devices.make_mesh(1, None, None, None)  # before anything starts the backend
