@@ -55,10 +55,11 @@ def main() -> int:
 
     start = time.monotonic()
     report = Report(name, arguments.out or (None if arguments.quick else results))
-    status = benchmark.run(report, arguments)
-    report.say("", f"{time.monotonic() - start:.0f} s in all")
-    report.save()
-    return status or 0
+    try:
+        return benchmark.run(report, arguments) or 0
+    finally:  # what there is, if it was stopped
+        report.say("", f"{time.monotonic() - start:.0f} s in all")
+        report.save()
 
 
 if __name__ == "__main__":

@@ -55,21 +55,17 @@ FIELDS = [field.name for field in dataclasses.fields(Row)]
 
 @dataclasses.dataclass
 class Ratio:
-    """A line below the times: a program's over the sum of others', or over the best of others'."""
+    """A line below the times: a program's over the sum of others'."""
 
     name: str
     above: str
     below: Sequence[str]
     goal: float | None = None  # to be read beside it: nothing here asserts a time
-    best: bool = False
 
     def of(self, medians: Mapping[str, float]) -> float | None:
-        below = [medians[name] for name in self.below if name in medians]
-        if self.above not in medians or not below:
+        if any(name not in medians for name in (self.above, *self.below)):
             return None
-        if self.best:
-            return medians[self.above] / min(below)
-        return medians[self.above] / sum(below) if len(below) == len(self.below) else None
+        return medians[self.above] / sum(medians[name] for name in self.below)
 
 
 def number(x: float | None) -> str:

@@ -358,7 +358,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(report: Report, arguments: argparse.Namespace) -> None:
-    sources = SOURCES[:1] if arguments.quick else arguments.sources
+    sources = SOURCES[1:2] if arguments.quick else arguments.sources
     everything = {arch: compiled(arch, tuple(sources)) for arch in arguments.arch}
     if arguments.dump or (arguments.sources != SOURCES and not arguments.out):
         report.directory = None  # it is asked for to be read
