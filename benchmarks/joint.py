@@ -11,6 +11,7 @@ over as long chunks under `jax.checkpoint`. The temporary memory is XLA's own co
 
 import argparse
 import functools
+import sys
 import time
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax_mbrnnt import multiblank_rnnt_joint_loss, multiblank_rnnt_loss
 
 from . import memory, rivals
 from .problems import BIG_BLANKS, DTYPES, SHAPES, Shape
-from .results import Panel, Ratio, Report, Row, draw, lines_of, lines_of_ratios
+from .results import Panel, Ratio, Report, Row, draw, lines_by_problem, lines_of, lines_of_ratios
 from .timing import Call, interleave
 
 WIDTH = 64
@@ -150,11 +151,11 @@ def measure_all(report: Report, quick: bool) -> None:
                 case = f"H {width}, C {chunk or steps.default_chunk()}"
                 done[key] = steps.measure(0.3 if quick else 3, (3, 9), case)
                 report.add(done[key])
-                mib = f"logits {steps.num_bytes / 2**20:.1f} MiB"
-                report.say("", mib, *lines_of(done[key], "ms"))
-                report.say(*lines_of(done[key], "temporaries / logits"))
+                print(f"{shape.sizes()}, {case}: done", file=sys.stderr, flush=True)
             on_axis += [(value, row) for row in done[key]]
         panels[axis] = on_axis
+    report.say(*lines_by_problem(report.rows, "ms"), "")
+    report.say(*lines_by_problem(report.rows, "temporaries / logits"))
     quantities = {"ms": "value and gradient, ms", "temporaries, MiB": "temporary memory, MiB"}
     picture = [
         [Panel(axis, name, lines(rows, q)) for axis, rows in panels.items()]

@@ -36,8 +36,9 @@ std::vector<Shape> ReadShapes(const char* path) {
         std::sscanf(line.c_str(), "%31[^,],%15[^,],%ld,%ld,%ld,%ld,%15[^,],%31[^,],%lf,%lf,%lf",
                     name, set, &sizes[0], &sizes[1], &sizes[2], &sizes[3], dtypes, transducers,
                     &goals[0], &goals[1], &goals[2]);
+    if (found < 11) continue;
     const std::string of = set;
-    if (found < 11 || (of != "gpu" && of != "lattice")) continue;
+    if (of != "gpu" && of != "lattice") continue;
     shapes.push_back({name, of, sizes[0], sizes[1], sizes[2], sizes[3], dtypes, transducers,
                       goals[0], goals[1], goals[2]});
   }

@@ -257,7 +257,8 @@ def run_on_gpu(report: Report, arguments: argparse.Namespace) -> int:
             report.say("", *lines_of(rows, "ms"))  # at once: what comes later may be stopped
     report.say("", "All. Floor: three passes over the logits at the bandwidth of a copy")
     say_times(report, report.rows, GPU_RATIOS)
-    report.say("", *lines_of(report.rows, "temporaries / logits"))
+    for quantity in ("temporaries / logits", "peak / logits"):
+        report.say("", *lines_of(report.rows, quantity))
     report.say("", "Goals of an H200, ms (float32, bfloat16): ")
     report.say(*(f"  {s.name:20}{s.goal_f32:7.2f}{s.goal_bf16:7.2f}" for s in shapes))
     return broken or failures(report.rows)
@@ -280,7 +281,7 @@ def gpu_jobs(shapes: Sequence[Shape]):
 GPU_RATIOS = [
     Ratio(f"{label(x, kind, d)} / floor", label(x, kind, d), [label("floor", kind, d)])
     for x in ("ours, donated", "ours", "ours, less h @ W")
-    for kind in (*KINDS.values(),)
+    for kind in KINDS.values()
     for d in DTYPES
 ]
 

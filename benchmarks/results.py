@@ -102,18 +102,34 @@ def by_program(rows: Iterable[Row], quantity: str) -> dict[str, dict[str, Row]]:
     return found
 
 
+def places_of(rows: Iterable[Row], quantity: str) -> list[str]:
+    return list(dict.fromkeys(place(row) for row in rows if row.quantity == quantity))
+
+
 def lines_of(rows: Sequence[Row], quantity: str) -> Iterator[str]:
     """Programs downwards, problems across."""
     cells = by_program(rows, quantity)
-    places = list(dict.fromkeys(place(row) for row in rows if row.quantity == quantity))
+    places = places_of(rows, quantity)
     yield from table(
         [f"{quantity}; B,T,U,V:", *places],
         ([p, *(of[x].cell() if x in of else "-" for x in places)] for p, of in cells.items()),
     )
 
 
+def lines_by_problem(rows: Sequence[Row], quantity: str) -> Iterator[str]:
+    """The same turned round, where there are many problems."""
+    cells = by_program(rows, quantity)
+    yield from table(
+        [f"{quantity}; B,T,U,V:", *cells],
+        (
+            [x, *(of[x].cell() if x in of else "-" for of in cells.values())]
+            for x in places_of(rows, quantity)
+        ),
+    )
+
+
 def lines_of_ratios(rows: Sequence[Row], ratios: Iterable[Ratio]) -> Iterator[str]:
-    places = list(dict.fromkeys(place(row) for row in rows if row.quantity == "ms"))
+    places = places_of(rows, "ms")
     medians: dict[str, dict[str, float]] = {x: {} for x in places}
     for row in rows:
         if row.quantity == "ms" and row.median is not None:

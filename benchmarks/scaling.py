@@ -9,7 +9,7 @@ import os
 from . import apart
 from .loss import measure
 from .problems import SHAPES, Shape
-from .results import Panel, Report, Row, draw, lines_of
+from .results import Panel, Report, Row, draw, lines_by_problem
 
 VALUES = {
     "B": [1, 2, 4, 8, 16],
@@ -49,7 +49,7 @@ def run(report: Report, arguments: argparse.Namespace) -> None:
             case=f"{count} threads",
         )
         report.add(Row(**row) for row in found)
-    report.say(*lines_of(of_base(report.rows, base), "ms"))
+    report.say(*lines_by_problem(report.rows, "ms"))
     points = [panel(report.rows, base, axis, len(cores)) for axis in axes]
     title = f"Multi-blank (2, 4, 8), float32; around B,T,U,V = {base.sizes()}; {len(cores)} threads"
     draw(report, title, [[*points, panel_of_threads(report.rows, base)]])
