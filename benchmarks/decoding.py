@@ -1,7 +1,5 @@
 """Decoding of each transducer beside other searches, whole and by chunks, in one run.
 
-    python benchmarks/decoding.py [--quick] [--out FILE]
-
 The networks cost what real ones cost, but what the joint answers is laid down. Labels are due at
 random frames; it answers with them where they are, with a blank elsewhere, and each time with the
 longest duration that ends before the next one: as a model does that has learnt its durations
@@ -12,29 +10,25 @@ can save, and are the durations' doing, not the implementation's.
 import argparse
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import decoding_rivals as rivals
 from jax_mbrnnt import GreedyStream, Transducer, beam_decode, greedy_decode
-from machine import machine
-from programs import MULTIBLANK, RNNT, TDT_0_TO_4
-from timing import Call, interleave
 
-CLASSES = 1024
+from . import searches
+from .problems import KINDS, RNNT, SHAPES
+from .results import Ratio, Report, Row, lines_of_ratios, table
+from .timing import Call, interleave
+
+SHAPE = SHAPES["decoding"]
+CLASSES = SHAPE.V
 CHUNK = 20  # frames, of a stream
 BEAM = 4
 FRAME_SECONDS = 0.04
-TRANSDUCERS: dict[str, Transducer] = {
-    "RNN-T": RNNT.ours,
-    "multi-blank": MULTIBLANK.ours,
-    "TDT, 0 to 4": TDT_0_TO_4.ours,
-}
 Params = dict[str, jax.Array]
 
 
@@ -44,10 +38,15 @@ class Case:
 
     network: str  # "LSTM" or "stateless": the prediction network
     batch: int
-    frames: int = 250
+    frames: int = SHAPE.T
     hidden: int = 640
-    every: float = 250 / 30  # frames a label
+    every: float = SHAPE.T / SHAPE.U  # frames a label
     shortest: float = 1.0  # utterance, as a part of the longest
+
+    @property
+    def name(self) -> str:
+        lengths = "" if self.shortest == 1 else f", {self.lengths[-1]} to {self.frames} frames"
+        return f"{self.network}{lengths}"
 
     @property
     def lengths(self) -> np.ndarray:
@@ -159,7 +158,7 @@ class Task:
 
     def rival(self, search: Any, params: Params, encoded: jax.Array, lengths: jax.Array) -> Any:
         functions = (functools.partial(f, params) for f in (self.joint, self.case.predict))
-        arcs = rivals.arcs_of(self.transducer, self.scores)
+        arcs = searches.arcs_of(self.transducer, self.scores)
         rest = self.case.initial_state, self.start, self.case.frames
         return search(arcs, *functions, encoded, lengths, *rest)
 
@@ -240,39 +239,40 @@ SEARCHED = f", beam {BEAM}"
 
 def builders(case: Case) -> dict[str, Callable[[], tuple[Task, Call]]]:
     """The rows of a case's table. A further search is a line here."""
-    tasks = {name: functools.partial(Task, case, x) for name, x in TRANSDUCERS.items()}
 
     def whole(name: str, search: Any = None, **options: Any) -> tuple[Task, Call]:
-        task = tasks[name]()
+        task = Task(case, KINDS[name].ours)
         ours = functools.partial(task.ours, **options)
         return task, task.whole(ours if search is None else functools.partial(task.rival, search))
 
     def beam(name: str) -> tuple[Task, Call]:
-        task = tasks[name]()
+        task = Task(case, KINDS[name].ours)
         return task, task.whole(task.beam)
 
     def stream(name: str, **options: Any) -> tuple[Task, Call]:
-        task = tasks[name]()
+        task = Task(case, KINDS[name].ours)
         return task, task.stream(**options)
 
     of = functools.partial
-    rows = {f"RNN-T, {BEFORE}": of(whole, "RNN-T", rivals.one_at_a_time)}
-    rows |= {f"multi-blank, {BEFORE}": of(whole, "multi-blank", rivals.one_at_a_time)}
+    rows = {
+        f"{name}, {BEFORE}": of(whole, name, searches.one_at_a_time)
+        for name in ("RNN-T", "multi-blank")
+    }
     if case.shortest == 1.0:
-        rows |= {f"multi-blank, {OLDER}": of(whole, "multi-blank", rivals.frame_by_frame)}
-    rows |= {name: of(whole, name) for name in TRANSDUCERS}
+        rows |= {f"multi-blank, {OLDER}": of(whole, "multi-blank", searches.frame_by_frame)}
+    rows |= {name: of(whole, name) for name in KINDS}
     half = {"lanes": case.batch // 2}
-    in_lanes = {name: f"{name}, {half['lanes']} lanes" for name in TRANSDUCERS if case.batch > 1}
+    in_lanes = {name: f"{name}, {half['lanes']} lanes" for name in KINDS if case.batch > 1}
     rows |= {row: of(whole, name, **half) for name, row in in_lanes.items()}
     if case.shortest == 1.0:
-        rows |= {name + SEARCHED: of(beam, name) for name in TRANSDUCERS}
-        rows |= {name + STREAMED: of(stream, name) for name in TRANSDUCERS}
-        rows |= {"as many empty calls": of(stream, "RNN-T", is_empty=True)}
+        rows |= {name + SEARCHED: of(beam, name) for name in KINDS}
+        rows |= {name + STREAMED: of(stream, name) for name in KINDS}
+        rows |= {"as many empty calls": of(stream, RNNT.name, is_empty=True)}
         rows |= {row + STREAMED: of(stream, name, **half) for name, row in in_lanes.items()}
     return rows
 
 
-# Over "RNN-T, before" of the same case, at least; to be read beside the ratios.
+# Of the speed over "RNN-T, before" of the same case, at least; to be read beside the ratios.
 GOALS = {
     ("LSTM", 1, "RNN-T"): 4.5,
     ("LSTM", 16, "RNN-T"): 4.5,
@@ -283,73 +283,72 @@ GOALS = {
 }
 # Over the greedy search of the whole utterance, at most.
 OVER_GREEDY = {STREAMED: 1.05, SEARCHED: 2.5}
+COUNTS = {
+    "nodes": "joint_evaluations",
+    "joint rows": "joint_rows",
+    "predictions": "prediction_steps",
+}
 
 
 def cases(quick: bool) -> list[Case]:
     if quick:
         return [Case("LSTM", 1, 60, 64), Case("stateless", 4, 60, 64, shortest=0.1)]
-    full = [Case(network, batch) for network in ("LSTM", "stateless") for batch in (1, 16)]
-    return [*full, Case("LSTM", 16, shortest=0.1)]
+    full = [Case(network, batch) for network in ("LSTM", "stateless") for batch in (1, SHAPE.B)]
+    return [*full, Case("LSTM", SHAPE.B, shortest=0.1)]
 
 
-def table(case: Case, quick: bool) -> list[str]:
+def measure(case: Case, quick: bool) -> list[Row]:
+    """Times and counts are of a batch, counts the mean of its utterances."""
     built = {name: build() for name, build in builders(case).items()}
     interleave({name: call for name, (_, call) in built.items()}, 0.3 if quick else 12, (3, 30))
-    lengths = "" if case.shortest == 1 else f" of {case.lengths[-1]} to {case.frames} frames"
-    what = f"{case.network}, B = {case.batch}{lengths}"
-    head = f"{'ms/utterance':>14}{'RTF':>9}{'speed':>8}{'goal':>7}"
-    head += f"{'nodes':>8}{'joint rows':>12}{'predictions':>13}"
-    lines = [f"  {what:32}{head}"]
-    base, medians = None, {}
+    labels = round(case.frames / case.every)
+    where = {"B": case.batch, "T": case.frames, "U": labels, "V": CLASSES, "case": case.name}
+    rows = []
     for name, (task, call) in built.items():
+        rows.append(Row.of_call(name, call, **where))
         found = jax.device_get(task.found)
-        ms = float(np.median(call.milliseconds)) / case.batch
-        base = base or ms
+        for quantity, attribute in COUNTS.items():
+            rows.append(Row(name, quantity, float(np.mean(getattr(found, attribute))), **where))
+    return rows
+
+
+def lines_of_case(case: Case, rows: list[Row]) -> Iterator[str]:
+    by_name: dict[str, dict[str, float]] = {}
+    for row in rows:
+        by_name.setdefault(row.program, {})[row.quantity] = row.median
+    base = next(iter(by_name.values()))["ms"]
+
+    def cells(name: str, of: dict[str, float]) -> list[object]:
+        ms = of["ms"] / case.batch
         seconds = FRAME_SECONDS * case.lengths.mean()
-        goal = GOALS.get((case.network, case.batch, name)) if case.shortest == 1 else None
-        mean = [
-            float(np.mean(x))
-            for x in (found.joint_evaluations, found.joint_rows, found.prediction_steps)
-        ]
-        line = f"  {name:32}{ms:14.3f}{ms / 1e3 / seconds:9.5f}{base / ms:8.2f}"
-        line += f"{goal or '':>7}{mean[0]:8.1f}{mean[1]:12.1f}{mean[2]:13.1f}"
-        for suffix, at_most in OVER_GREEDY.items():
-            if name.endswith(suffix):
-                ratio = ms / medians[name.removesuffix(suffix)]
-                line += f"   {ratio:.2f} of greedy's, goal {at_most}"
-        medians[name] = ms
-        lines.append(line)
-    return lines
+        goal = GOALS.get((case.network, case.batch, name), "") if case.shortest == 1 else ""
+        speed = [f"{ms:.3f}", f"{ms / 1e3 / seconds:.5f}", f"{base / of['ms']:.2f}", goal]
+        return [name, *speed, *(f"{of[quantity]:.1f}" for quantity in COUNTS)]
 
-
-def run(quick: bool) -> list[str]:
-    first = cases(quick)[0]
-    lines = [
-        f"Decoding, T = {first.frames} frames of 40 ms, a label every {first.every:.1f} on "
-        f"average, at random; V = {CLASSES},",
-        f"joint of one {first.hidden} x {CLASSES} product, prediction network an LSTM of "
-        f"{first.hidden} or stateless (the last two labels),",
-        f'both with a projection. Speed: over "RNN-T, {BEFORE}", which is a joint and a prediction '
-        "a turn; nodes,",
-        "rows and predictions are of an utterance, needed or not; "
-        f'"{OLDER}": the batch waits for its shortest jump.',
-        "Assumed: each time the longest duration that ends before the next label.",
+    head = [f"{case.name}, B = {case.batch}", "ms/utterance", "RTF", "speed", "goal", *COUNTS]
+    yield from table(head, (cells(name, of) for name, of in by_name.items()))
+    ratios = [
+        Ratio(f"{name} / whole and greedy", name, [name.removesuffix(suffix)], goal)
+        for name in by_name
+        for suffix, goal in OVER_GREEDY.items()
+        if name.endswith(suffix)
     ]
-    for case in cases(quick):
-        lines += table(case, quick)
-    return lines
+    yield from ["", *lines_of_ratios(rows, ratios), ""] if ratios else [""]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller, to see it run")
-    parser.add_argument("--out", type=pathlib.Path, help="a file for what is printed")
-    arguments = parser.parse_args()
-    text = "\n".join([*machine(), "", *run(arguments.quick)]) + "\n"
-    print(text, end="")
-    if arguments.out:
-        arguments.out.write_text(text)
-
-
-if __name__ == "__main__":
-    main()
+def run(report: Report, arguments: argparse.Namespace) -> None:
+    chosen = cases(arguments.quick)
+    first = chosen[0]
+    report.say(
+        f"T = {first.frames} frames of 40 ms, a label every {first.every:.1f} on average, at",
+        f"random; V = {CLASSES}, joint of one {first.hidden} x {CLASSES} product, prediction",
+        f"network an LSTM of {first.hidden} or stateless (the last two labels), both with a",
+        f'projection. Speed: over "RNN-T, {BEFORE}", which is a joint and a prediction a turn;',
+        "nodes, rows and predictions are of an utterance, needed or not;",
+        f'"{OLDER}": the batch waits for its shortest jump.',
+        "",
+    )
+    for case in chosen:
+        rows = measure(case, arguments.quick)
+        report.add(rows)
+        report.say(*lines_of_case(case, rows))

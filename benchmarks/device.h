@@ -7,68 +7,41 @@
 #include <cstdint>
 #include <functional>
 #include <random>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "cuda/kernels.h"
+#include "tests/native/device_array.h"
 
 namespace mbrnnt::benchmarks {
 
-struct OutOfMemory : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
+using test::DeviceArray;
 
-inline void Check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // an allocation that failed is no reason to fail later
-  if (error == cudaErrorMemoryAllocation) throw OutOfMemory("OOM");
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
-}
+inline void Check(cudaError_t error, const char* what) { test::ExpectSuccess(error, what); }
 inline void Check(cuda::Status status) {
   Check(status.error, status.kernel ? status.kernel : "launch");
   Check(cudaGetLastError(), "launch");
 }
 
+// NaN in any format.
 template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(int64_t size) : size_(std::max<int64_t>(size, 1)) {
-    Check(cudaMalloc(reinterpret_cast<void**>(&data_), bytes()), "cudaMalloc");
-  }
-  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-    Check(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
-          "copy to the device");
-  }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
+void Poison(DeviceArray<T>& array) {
+  Check(cudaMemset(array.data(), 0xff, array.Bytes()), "memset");
+}
 
-  T* data() const { return data_; }
-  size_t bytes() const { return size_ * sizeof(T); }
-  void Poison() const { Check(cudaMemset(data_, 0xff, bytes()), "memset"); }  // NaN in any format
-  std::vector<T> ToHost(int64_t begin, int64_t end) const {
-    std::vector<T> host(end - begin);
-    Check(cudaMemcpy(host.data(), data_ + begin, host.size() * sizeof(T), cudaMemcpyDeviceToHost),
-          "copy to the host");
-    return host;
+// Repeats the values to the end of the array.
+template <typename T>
+void Fill(DeviceArray<T>& array, const std::vector<T>& values) {
+  size_t filled = std::min(values.size(), array.size());
+  const size_t bytes = filled * sizeof(T);
+  Check(cudaMemcpy(array.data(), values.data(), bytes, cudaMemcpyHostToDevice), "to device");
+  while (filled < array.size()) {
+    const size_t next = std::min(filled, array.size() - filled);
+    Check(
+        cudaMemcpy(array.data() + filled, array.data(), next * sizeof(T), cudaMemcpyDeviceToDevice),
+        "copy");
+    filled += next;
   }
-  // Repeats the values to the end of the array.
-  void Fill(const std::vector<T>& values) const {
-    int64_t filled = std::min<int64_t>(values.size(), size_);
-    Check(cudaMemcpy(data_, values.data(), filled * sizeof(T), cudaMemcpyHostToDevice),
-          "copy to the device");
-    while (filled < size_) {
-      const int64_t next = std::min(filled, size_ - filled);
-      Check(cudaMemcpy(data_ + filled, data_, next * sizeof(T), cudaMemcpyDeviceToDevice), "copy");
-      filled += next;
-    }
-  }
-
- private:
-  int64_t size_;
-  T* data_ = nullptr;
-};
+}
 
 // 64 MB of float32: more than an L2 cache holds. Never zeros, they may run faster than real data.
 template <typename L>
@@ -105,7 +78,7 @@ static __global__ void ReadZerosKernel(const uint4* zeros, int64_t size, unsigne
 class Stopwatch {
  public:
   explicit Stopwatch(int repeats) : repeats_(repeats), others_((256 << 20) / sizeof(uint4)) {
-    Check(cudaMemset(others_.data(), 0, others_.bytes()), "cudaMemset");
+    Check(cudaMemset(others_.data(), 0, others_.Bytes()), "cudaMemset");
     Check(cudaStreamCreate(&stream_), "cudaStreamCreate");
     Check(cudaEventCreate(&start_), "cudaEventCreate");
     Check(cudaEventCreate(&stop_), "cudaEventCreate");
@@ -120,11 +93,11 @@ class Stopwatch {
   // `prepare` is not timed. Then the L2 cache is full of something else, which was only read: lines
   // that were written would go to memory while `run` is timed. Reading takes long enough that all
   // of `run` is queued before the first event passes.
-  Times Time(const std::function<void()>& prepare, const std::function<void()>& run) const {
+  Times Time(const std::function<void()>& prepare, const std::function<void()>& run) {
     std::vector<double> us;
     for (int i = -3; i < repeats_; ++i) {
       prepare();
-      ReadZerosKernel<<<2048, 512, 0, stream_>>>(others_.data(), others_.bytes() / sizeof(uint4),
+      ReadZerosKernel<<<2048, 512, 0, stream_>>>(others_.data(), others_.size(),
                                                  &others_.data()->x);
       Check(cudaGetLastError(), "ReadZerosKernel");
       Check(cudaEventRecord(start_, stream_), "cudaEventRecord");

@@ -1,21 +1,18 @@
 """How much of the lattice the CUDA sweep does exactly, which is slow, and how well it does it.
 
-    python benchmarks/exact_chunks.py [ARCS.npz ...] [--only PATTERN] [--out FILE]
-
 Runs the CUDA sources on the CPU (tests/simt/), over arcs made by the recipes below and those that
 `trained_arcs.py` wrote, beside the pure-JAX lattice in float64. Needs no GPU and takes minutes.
 """
 
 import argparse
 import ctypes
-import datetime
 import functools
 import pathlib
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_mbrnnt import Arc, multiblank_arcs, rnnt_arcs, tdt_arcs
-from sass import commit, table
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
+from .apart import ROOT
+from .results import Report, table
+
+sys.path.append(str(ROOT / "tests"))
 
 import cases
 import simt_module
-from simt_module import ROOT
 
 Weights = NDArray[np.float32]
 MULTIBLANK = multiblank_arcs((2, 4, 8))
@@ -244,34 +242,19 @@ an exact one takes {} times as long. Then the largest errors of a loss (relative
 posterior."""
 
 
-def report(files: Iterable[pathlib.Path], only: str) -> Iterator[str]:
-    command = ["benchmarks/exact_chunks.py", *sys.argv[1:]]
-    yield f"$ python {' '.join(command)}, {datetime.date.today()}, commit {commit()}"
-    yield ""
-    yield from LEGEND.format(EXACT_TAKES).splitlines()
-    yield ""
-    named = [
-        *recipes(),
-        *(
-            (f"{file.parent.name}, {file.stem}", functools.partial(Lattices.load, file))
-            for file in files
-        ),
-    ]
-    yield from table(HEAD, (row(name, make()) for name, make in named if re.search(only, name)))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=pathlib.Path, nargs="*", metavar="ARCS.npz")
     parser.add_argument("--only", default="", metavar="PATTERN", help="a part of the names")
-    parser.add_argument("--out", type=pathlib.Path)
-    arguments = parser.parse_args()
+
+
+def run(report: Report, arguments: argparse.Namespace) -> None:
     jax.config.update("jax_enable_x64", True)
-    text = "\n".join(report(arguments.files, arguments.only)) + "\n"
-    print(text, end="")
-    if arguments.out:
-        arguments.out.write_text(text)
-
-
-if __name__ == "__main__":
-    main()
+    named = [*recipes()]
+    if arguments.quick:
+        named = [("untrained", lambda: Lattices.full(untrained(64, (40, 41), TDT), TDT))]
+    for file in arguments.files:
+        load = functools.partial(Lattices.load, file)
+        named.append((f"{file.parent.name}, {file.stem}", load))
+    chosen = ((name, make) for name, make in named if re.search(arguments.only, name))
+    report.say(*LEGEND.format(EXACT_TAKES).splitlines(), "")
+    report.say(*table(HEAD, (row(name, make()) for name, make in chosen)))

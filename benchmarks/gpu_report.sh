@@ -177,7 +177,7 @@ profile() {
   metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,dram__bytes_read.sum
   metrics+=,dram__bytes_write.sum
   run "ncu" 60 "$dir/ncu.csv" ncu --clock-control none --csv --page raw --metrics "$metrics" \
-    "$work/kernels" --profile
+    "$work/kernels" --profile benchmarks/shapes.csv
   measure "ncu's table" 20 "print_profile '$dir/ncu.csv'"
 }
 
@@ -193,7 +193,7 @@ report_kernels() {
   fi
   run "cuda_test" 40 "$dir/native.log" "$work/cuda_test"
   if command -v compute-sanitizer >/dev/null; then sanitize; else skip sanitizers "not here"; fi
-  measure "kernels" 110 "'$work/kernels' --csv '$dir/kernels.csv'"
+  measure "kernels" 110 "'$work/kernels' --csv '$dir/kernels.csv' benchmarks/shapes.csv"
   if command -v ncu >/dev/null; then profile; else skip ncu "not here"; fi
 }
 
@@ -212,25 +212,25 @@ report_jax() {
   local pytest=(env PYTHONSAFEPATH=1 XLA_FLAGS=--xla_gpu_autotune_level=0
     python3 -P -m pytest tests --backend=gpu -p no:cacheprovider)
   local workers=() peers="${espnet:+--espnet '$espnet'}" bandwidth=""
-  rm -f "$dir"/{build,benchmarks,tests}.log "$dir"/gpu.csv
+  local benchmarks="python3 -m benchmarks" # which prefers an installed package by itself
+  rm -f "$dir"/{build,benchmarks,tests}.log "$dir"/{loss,joint_large}.{txt,csv}
   ((dry_run)) || run "JAX sees the GPU" 60 "$dir/build.log" \
     python3 -P -c 'import jax; assert jax.default_backend() == "gpu", jax.devices()'
   run "build: package" 240 "$dir/build.log" bash -c install_package || return
   if ((dry_run)); then
     run "collection (gpu)" 120 "$dir/tests.log" "${pytest[@]}" --collect-only -q
     skip "tests"
-    measure "value_and_grad (CPU)" 150 "python3 benchmarks/gpu.py --shapes small --seconds 120 \
-      --rounds 3 --csv '$dir/gpu.csv' $peers"
-    measure "joint (CPU)" 60 "python3 benchmarks/joint.py --large --quick"
+    measure "value_and_grad (CPU)" 180 "$benchmarks loss --quick --as-gpu --out '$dir' $peers"
+    measure "joint (CPU)" 60 "$benchmarks joint --large --quick --out '$dir'"
     return
   fi
   python3 -P -c 'import xdist' 2>/dev/null && workers=(-n "${GPU_REPORT_WORKERS:-4}")
   run "tests" 200 "$dir/tests.log" "${pytest[@]}" -v --durations=10 "${workers[@]}"
   # What a copy reached in the other part, TB/s, if that was here before.
   bandwidth="$(awk -F, '$1 == "copy" { print $15 }' "$dir/kernels.csv" 2>/dev/null)"
-  measure "value_and_grad" 170 "python3 benchmarks/gpu.py --seconds 150 --csv '$dir/gpu.csv' \
+  measure "value_and_grad" 170 "$benchmarks loss --seconds 150 --out '$dir' \
     ${bandwidth:+--bandwidth $bandwidth} $peers"
-  measure "joint" 110 "python3 benchmarks/joint.py --large"
+  measure "joint" 110 "$benchmarks joint --large --out '$dir'"
 }
 
 export -f build_native print_profile install_package

@@ -1,53 +1,31 @@
 """The loss of a joint network, a chunk of frames at a time, beside all logits at once.
 
-    python benchmarks/joint.py [--quick] [--out DIR]      joint.csv and joint.png
-    python benchmarks/joint.py --huge                     logits of 59 GB, and the resident set
-    python benchmarks/joint.py --large                    what a GPU trains with, in bfloat16
+A training step, `value_and_grad` by the params and both inputs of the joint; the gradients are
+compared first. `whole` is `multiblank_rnnt_loss` of all logits; `chunked` is
+`multiblank_rnnt_joint_loss` with its own choice of chunks (C frames); `remat` is pure JAX, a scan
+over as long chunks under `jax.checkpoint`. The temporary memory is XLA's own count. The joint is
+`tanh(encoded + predicted) @ W + b` of width H, float32.
 
-A training step, `value_and_grad` by the params and both inputs of the joint: what is timed takes
-turns, in a new order each round, and the gradients are compared first. `whole` is
-`multiblank_rnnt_loss` of all logits; `chunked` is `multiblank_rnnt_joint_loss` with its own choice
-of chunks; `remat` is pure JAX, a scan over as long chunks under `jax.checkpoint`. The temporary
-memory is XLA's own count. The joint is `tanh(encoded + predicted) @ W + b`, float32.
+--huge is one step of logits of 59 GB, --large what a GPU trains with, in bfloat16.
 """
 
 import argparse
 import functools
-import pathlib
+import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-import memory
-import rivals
 from jax_mbrnnt import multiblank_rnnt_joint_loss, multiblank_rnnt_loss
-from programs import BIG_BLANKS
-from tables import dress, write_csv
-from timing import Call, interleave
 
+from . import memory, rivals
+from .problems import BIG_BLANKS, DTYPES, SHAPES, Shape
+from .results import Panel, Ratio, Report, Row, draw, lines_by_problem, lines_of, lines_of_ratios
+from .timing import Call, interleave
 
-class Size(NamedTuple):
-    """Of a joint's logits, and the width that it makes them of."""
-
-    B: int
-    T: int
-    U: int
-    V: int
-    H: int
-
-    @property
-    def logits(self) -> int:
-        return self.B * self.T * (self.U + 1) * self.V
-
-    @property
-    def bytes(self) -> int:  # in float32
-        return 4 * self.logits
-
-
-BASE = Size(B=4, T=200, U=40, V=512, H=64)
+WIDTH = 64
 VALUES = {
     "B": [1, 2, 4, 8],
     "T": [50, 100, 200, 400, 800],
@@ -56,15 +34,19 @@ VALUES = {
     "H": [16, 64, 256, 640],
     "C": [1, 2, 5, 10, 20, 50, 100, 200],  # frames a chunk, instead of the default
 }
-QUICK_BASE = Size(B=2, T=50, U=10, V=64, H=16)
-QUICK_VALUES = {"B": [1, 2], "V": [32, 64], "C": [5, 50]}
-HUGE = Size(B=8, T=1500, U=300, V=4096, H=64)
-LARGE = Size(B=16, T=400, U=100, V=1024, H=640)
-LARGE_CHUNKS = [1, 3, 7, 14, 28]
-PROGRAMS = ("whole", "chunked", "remat")
-FIELDS = ["axis", "value", *Size._fields, "chunk_frames", "program", "median_ms", "min_ms"]
-FIELDS += ["max_ms", "temp_over_logits", "temp_minus_chunk_over_logits"]
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the gradients, relative to the largest
+QUICK_VALUES = {"B": [1, 2], "V": [32, 64], "C": [5, 10]}
+LARGE_CHUNKS = (1, 3, 7, 14, 28)
+NAMES = {
+    "chunked": "chunks, this package",
+    "remat": "chunks, strong pure JAX",
+    "whole": "all logits, kernels",
+}
+TOLERANCE = {"f32": 1e-4, "bf16": 3e-2}  # of the gradients, relative to the largest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--huge", action="store_true")
+    parser.add_argument("--large", action="store_true")
 
 
 def joint(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
@@ -72,218 +54,169 @@ def joint(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
     return hidden @ params["kernel"] + params["bias"]
 
 
-def make_operands(size: Size, dtype: str = "float32") -> tuple[Any, ...]:
-    """The params and the joint's inputs, then what the loss takes beside them."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = {
-        "kernel": 2 * jax.random.normal(keys[0], (size.H, size.V), dtype) / size.H**0.5,
-        "bias": jnp.zeros(size.V, dtype),
-    }
-    encoded = jax.random.normal(keys[1], (size.B, size.T, size.H), dtype)
-    predicted = jax.random.normal(keys[2], (size.B, size.U + 1, size.H), dtype)
-    most = size.V - len(BIG_BLANKS) - 1
-    labels = jax.random.randint(keys[3], (size.B, size.U), 0, most)
-    lengths = jnp.full(size.B, size.T), jnp.full(size.B, size.U)
-    return params, encoded, predicted, labels, *lengths
+class Steps:
+    """A size's training steps: what they are given, compiled, compared."""
+
+    def __init__(self, shape: Shape, width: int, dtype: str = "f32") -> None:
+        self.shape, self.width, self.dtype = shape, width, dtype
+        keys = jax.random.split(jax.random.key(0), 4)
+        normal = functools.partial(jax.random.normal, dtype=DTYPES[dtype])
+        params = {
+            "kernel": 2 * normal(keys[0], (width, shape.V)) / width**0.5,
+            "bias": jnp.zeros(shape.V, DTYPES[dtype]),
+        }
+        self.operands = (
+            params,
+            normal(keys[1], (shape.B, shape.T, width)),
+            normal(keys[2], (shape.B, shape.U + 1, width)),
+            jax.random.randint(keys[3], (shape.B, shape.U), 0, shape.V - len(BIG_BLANKS) - 1),
+            jnp.full(shape.B, shape.T),
+            jnp.full(shape.B, shape.U),
+        )
+        self.num_bytes = shape.nodes * shape.V * DTYPES[dtype](0).dtype.itemsize
+        self.programs: dict[str, Any] = {}
+
+    def default_chunk(self) -> int:
+        """As many frames as the loss takes by default."""
+        seen = []
+
+        def seeing(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+            seen.append(encoded.shape[1])
+            return joint(params, encoded, predicted)
+
+        jax.eval_shape(functools.partial(multiblank_rnnt_joint_loss, seeing), *self.operands)
+        return seen[-1]
+
+    def compile(self, name: str, program: str, chunk_frames: int | None = None) -> None:
+        match program:
+            case "whole":
+
+                def loss(*x):
+                    logits = joint(*x[:3])
+                    return multiblank_rnnt_loss(logits, *x[3:], big_blank_durations=BIG_BLANKS)
+
+            case "chunked":
+                options = {"big_blank_durations": BIG_BLANKS, "chunk_frames": chunk_frames}
+                loss = functools.partial(multiblank_rnnt_joint_loss, joint, **options)
+            case "remat":
+                options = {"model": rivals.multiblank(BIG_BLANKS)}
+                options["chunk_frames"] = chunk_frames or self.default_chunk()
+                loss = functools.partial(rivals.remat_joint, joint, **options)
+        step = jax.value_and_grad(lambda *x: loss(*x).mean(), argnums=(0, 1, 2))
+        self.programs[name] = jax.jit(step).lower(*self.operands).compile()
+
+    def compare(self) -> None:
+        """All with the first."""
+        found = (jax.tree.leaves(program(*self.operands)) for program in self.programs.values())
+        expected = next(found)
+        for name, results in zip([*self.programs][1:], found, strict=True):
+            for actual, e in zip(results, expected, strict=True):
+                error = float(jnp.max(jnp.abs(actual - e)) / jnp.max(jnp.abs(e)))
+                if not error <= TOLERANCE[self.dtype]:
+                    raise AssertionError(f"{name}: a gradient is off by {error:.1e}")
+
+    def measure(self, seconds: float, rounds: tuple[int, int], case: str = "") -> list[Row]:
+        calls = {name: Call(p, lambda: self.operands) for name, p in self.programs.items()}
+        interleave(calls, seconds, rounds)
+        sizes = dict(zip("BTUV", self.shape[2:6], strict=True))
+        where = {"shape": self.shape.name, "case": case, **sizes}
+        rows = [Row.of_call(name, call, **where) for name, call in calls.items()]
+        for name in calls:
+            temporary = self.temporary(name)
+            rows.append(Row(name, "temporaries / logits", temporary / self.num_bytes, **where))
+            rows.append(Row(name, "temporaries, MiB", temporary / 2**20, **where))
+        return rows
+
+    def temporary(self, name: str) -> int:
+        return self.programs[name].memory_analysis().temp_size_in_bytes
 
 
-def chunk_frames_of(operands: tuple[Any, ...]) -> int:
-    """As many as the loss takes by default."""
-    seen = []
-
-    def seeing(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
-        seen.append(encoded.shape[1])
-        return joint(params, encoded, predicted)
-
-    jax.eval_shape(functools.partial(multiblank_rnnt_joint_loss, seeing), *operands)
-    return seen[-1]
-
-
-def compile_step(program: str, operands: tuple[Any, ...], chunk_frames: int | None = None) -> Any:
-    options: dict[str, Any] = {"big_blank_durations": BIG_BLANKS}
-    if program == "whole":
-        loss = lambda *x: multiblank_rnnt_loss(joint(*x[:3]), *x[3:], **options)  # noqa: E731
-    elif program == "chunked":
-        options["chunk_frames"] = chunk_frames
-        loss = functools.partial(multiblank_rnnt_joint_loss, joint, **options)
-    else:
-        model = rivals.multiblank(BIG_BLANKS)
-        chunk_frames = chunk_frames or chunk_frames_of(operands)
-        loss = functools.partial(rivals.remat_joint, joint, model=model, chunk_frames=chunk_frames)
-    step = jax.value_and_grad(lambda *x: loss(*x).mean(), argnums=(0, 1, 2))
-    return jax.jit(step).lower(*operands).compile()
-
-
-def compare(programs: dict[str, Any], operands: tuple[Any, ...]) -> None:
-    expected = jax.tree.leaves(programs["whole"](*operands))
-    for name, program in programs.items():
-        for actual, e in zip(jax.tree.leaves(program(*operands)), expected, strict=True):
-            error = float(jnp.max(jnp.abs(actual - e)) / jnp.max(jnp.abs(e)))
-            if not error <= TOLERANCE[str(operands[1].dtype)]:
-                raise AssertionError(f"{name}: a gradient is off by {error:.1e}")
-
-
-def measure_size(size: Size, chunk_frames: int | None, seconds: float) -> dict[str, dict[str, str]]:
-    operands = make_operands(size)
-    programs = {name: compile_step(name, operands, chunk_frames) for name in PROGRAMS}
-    compare(programs, operands)
-    calls = {name: Call(program, lambda: operands) for name, program in programs.items()}
-    interleave(calls, seconds, (3, 9))
-    chunk_frames = chunk_frames or chunk_frames_of(operands)
-    results = {}
-    for name, call in calls.items():
-        temporary = programs[name].memory_analysis().temp_size_in_bytes
-        chunk = 0 if name == "whole" else size.bytes // size.T * chunk_frames
-        times = np.median(call.milliseconds), min(call.milliseconds), max(call.milliseconds)
-        numbers = *times, temporary / size.bytes, (temporary - chunk) / size.bytes
-        names = FIELDS[FIELDS.index("median_ms") :]
-        results[name] = dict(zip(names, (f"{x:.4f}" for x in numbers), strict=True))
-        results[name]["chunk_frames"] = str(chunk_frames)
-    return results
-
-
-def measure(quick: bool) -> list[dict[str, str]]:
-    base, values = (QUICK_BASE, QUICK_VALUES) if quick else (BASE, VALUES)
-    done: dict[Any, dict[str, dict[str, str]]] = {}  # the base is on every axis
-    rows = []
-    print(f"{'size':40}{'logits, MB':>11}" + "".join(f"{p + ', ms':>13}" for p in PROGRAMS), end="")
-    print("   temporary memory over logits")
-    for axis, points in values.items():
-        for value in points:
-            chunk_frames = value if axis == "C" else None
-            size = base if axis == "C" else base._replace(**{axis: value})
-            key = size, chunk_frames
+def measure_all(report: Report, quick: bool) -> None:
+    base = SHAPES["tiny" if quick else "joint"]
+    done: dict[Any, list[Row]] = {}  # the base is on every axis
+    panels = {}
+    for axis, values in (QUICK_VALUES if quick else VALUES).items():
+        on_axis = []
+        for value in values:
+            shape = base._replace(**{axis: value}) if axis in "BTUV" else base
+            width = value if axis == "H" else WIDTH
+            chunk = value if axis == "C" else None
+            key = shape, width, chunk
             if key not in done:
-                done[key] = measure_size(*key, 0.3 if quick else 3)
-                print(describe(size, done[key]), flush=True)
-            for program, numbers in done[key].items():
-                row = {"axis": axis, "value": value, **size._asdict()}
-                row |= {"program": program, **numbers}
-                rows.append({key: str(x) for key, x in row.items()})
-    return rows
+                steps = Steps(shape, width)
+                steps.compile("whole", "whole")
+                steps.compile("chunked", "chunked", chunk)
+                steps.compile("remat", "remat", chunk)
+                steps.compare()
+                case = f"H {width}, C {chunk or steps.default_chunk()}"
+                done[key] = steps.measure(0.3 if quick else 3, (3, 9), case)
+                report.add(done[key])
+                print(f"{shape.sizes()}, {case}: done", file=sys.stderr, flush=True)
+            on_axis += [(value, row) for row in done[key]]
+        panels[axis] = on_axis
+    report.say(*lines_by_problem(report.rows, "ms"), "")
+    report.say(*lines_by_problem(report.rows, "temporaries / logits"))
+    quantities = {"ms": "value and gradient, ms", "temporaries, MiB": "temporary memory, MiB"}
+    picture = [
+        [Panel(axis, name, lines(rows, q)) for axis, rows in panels.items()]
+        for q, name in quantities.items()
+    ]
+    title = "Joint and multi-blank loss (2, 4, 8), float32; around B,T,U,V = "
+    draw(report, f"{title}{base.sizes()}, H = {WIDTH}", picture)
 
 
-def describe(size: Size, results: dict[str, dict[str, str]]) -> str:
-    name = ", ".join(f"{key} {value}" for key, value in size._asdict().items())
-    name += f", C {results['chunked']['chunk_frames']}"
-    line = f"{name:40}{size.bytes / 2**20:11.1f}"
-    line += "".join(f"{float(results[p]['median_ms']):13.1f}" for p in PROGRAMS)
-    return (
-        line + "   " + "  ".join(f"{float(results[p]['temp_over_logits']):.3f}" for p in PROGRAMS)
-    )
-
-
-def draw(rows: list[dict[str, str]], base: Size, path: pathlib.Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    looks = {
-        "whole": ("all logits, kernels", "#666666", "^", "--"),
-        "chunked": ("chunks, this package", "#0072B2", "o", "-"),
-        "remat": ("chunks, strong pure JAX", "#D55E00", "s", "-"),
+def lines(on_axis: list[tuple[int, Row]], quantity: str) -> dict[str, list[tuple[float, float]]]:
+    return {
+        label: [(x, r.median) for x, r in on_axis if (r.program, r.quantity) == (name, quantity)]
+        for name, label in NAMES.items()
     }
-    titles = {"B": "batch B", "T": "frames T", "U": "labels U", "V": "classes V", "H": "width H"}
-    titles["C"] = "frames a chunk C"
-    names = list(dict.fromkeys(row["axis"] for row in rows))
-    figure, axes = plt.subplots(
-        2, len(names), figsize=(15, 6), sharey="row", sharex="col", layout="constrained"
-    )
-    for column, axis in enumerate(names):
-        mine = [row for row in rows if row["axis"] == axis]
-        ticks = sorted({int(row["value"]) for row in mine})
-        for plot, field in zip(axes[:, column], ("median_ms", "temp_bytes"), strict=True):
-            for name, (label, colour, marker, line) in looks.items():
-                points = [row for row in mine if row["program"] == name]
-                x = [int(row["value"]) for row in points]
-                y = [float(row["median_ms"]) for row in points]
-                if field == "temp_bytes":
-                    sizes = [Size(*(int(row[key]) for key in Size._fields)) for row in points]
-                    ratios = [float(row["temp_over_logits"]) for row in points]
-                    y = [s.bytes * r / 2**20 for s, r in zip(sizes, ratios, strict=True)]
-                plot.plot(x, y, line, color=colour, marker=marker, markersize=4.5, label=label)
-            dress(plot, ticks)
-        axes[-1, column].set_xlabel(titles[axis])
-    axes[0, 0].set_ylabel("value and gradient, ms")
-    axes[1, 0].set_ylabel("temporary memory, MiB")
-    figure.suptitle(
-        "Joint and multi-blank loss (2, 4, 8), float32; around "
-        + ", ".join(f"{key} = {value}" for key, value in base._asdict().items()),
-        fontsize=11,
-    )
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def compute_huge(size: Size) -> None:
+def measure_huge(report: Report, quick: bool) -> None:
     """A step whose logits no machine at hand has the memory for."""
-    operands = make_operands(size)
-    program = compile_step("chunked", operands)
+    steps = Steps(SHAPES["tiny" if quick else "joint-huge"], WIDTH)
+    steps.compile("chunked", "chunked")
     memory.start()
     begin = time.perf_counter()
-    value, gradients = jax.block_until_ready(program(*operands))
+    value, gradients = jax.block_until_ready(steps.programs["chunked"](*steps.operands))
     seconds = time.perf_counter() - begin
     finite = all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(gradients))
-    name = ", ".join(f"{key} = {x}" for key, x in size._asdict().items())
-    print(
-        f"{name}: logits of {size.bytes / 1e9:.1f} GB, chunks of {chunk_frames_of(operands)} frames"
+    report.say(
+        f"B,T,U,V = {steps.shape.sizes()}, H = {WIDTH}: logits of {steps.num_bytes / 1e9:.1f} GB, "
+        f"chunks of {steps.default_chunk()} frames",
+        f"loss {float(value):.3f}, gradients {'finite' if finite else 'NOT FINITE'}",
+        f"{seconds:.0f} s, temporaries {steps.temporary('chunked') / 1e9:.3f} GB, "
+        f"largest resident set {memory.resident('VmHWM') / 1e9:.3f} GB",
     )
-    print(f"loss {float(value):.3f}, gradients {'finite' if finite else 'NOT FINITE'}")
-    temporary = program.memory_analysis().temp_size_in_bytes
-    print(f"{seconds:.0f} s, temporaries {temporary / 1e9:.3f} GB", end=", ")
-    print(f"largest resident set {memory.resident('VmHWM') / 1e9:.3f} GB")
 
 
-def measure_large(size: Size, chunks: list[int], seconds: float) -> None:
+def measure_large(report: Report, quick: bool) -> None:
     """The step of a GPU: time over chunks, then with a batch that is 20 times as large."""
-    operands = make_operands(size, "bfloat16")
-    programs = {"all logits": compile_step("whole", operands)}
-    for frames in [*chunks, None]:
-        name = f"chunks of {frames or f'{chunk_frames_of(operands)} (default)'}"
-        programs[name] = compile_step("chunked", operands, frames)
-    compare({"whole": programs["all logits"], **programs}, operands)
-    calls = {name: Call(program, lambda: operands) for name, program in programs.items()}
-    interleave(calls, seconds, (3, 50))
-    whole = np.median(calls["all logits"].milliseconds)
-    print(f"{size}, bfloat16: logits of {2 * size.logits / 2**20:.0f} MiB")
-    print(f"{'':24}{'ms':>8}{'[min, max]':>18}{'/ all':>8}{'temporaries, MiB':>19}")
-    for name, call in calls.items():
-        ms = np.median(call.milliseconds)
-        spread = f"[{min(call.milliseconds):.1f}, {max(call.milliseconds):.1f}]"
-        temporary = programs[name].memory_analysis().temp_size_in_bytes / 2**20
-        print(f"{name:24}{ms:8.1f}{spread:>18}{ms / whole:8.2f}{temporary:19.0f}")
-
-    large = size._replace(B=20 * size.B)
-    operands = make_operands(large, "bfloat16")
-    call = Call(compile_step("chunked", operands), lambda: operands)
-    interleave({"chunked": call}, seconds / 4, (2, 5))
-    print(
-        f"B = {large.B}, by default: {np.median(call.milliseconds):.1f} ms; logits would be "
-        f"{2 * large.logits / 2**30:.1f} GiB"
-    )
+    shape, width = SHAPES["tiny" if quick else "conformer-batch"], 16 if quick else 640
+    seconds = 1 if quick else 20
+    steps = Steps(shape, width, "bf16")
+    steps.compile("whole", "whole")
+    for frames in (1, 5) if quick else LARGE_CHUNKS:
+        steps.compile(f"chunks of {frames}", "chunked", frames)
+    default = f"chunks of {steps.default_chunk()}, the default"
+    steps.compile(default, "chunked")
+    steps.compare()
+    rows = steps.measure(seconds, (3, 50), f"H {width}, bf16")
+    report.add(rows)
+    ratios = [Ratio(f"{name} / whole", name, ["whole"]) for name in [*steps.programs][1:]]
+    report.say(*lines_of(rows, "ms"), "", *lines_of_ratios(rows, ratios), "")
+    report.say(*lines_of(rows, "temporaries, MiB"))
+    large = Steps(shape._replace(B=20 * shape.B), width, "bf16")
+    large.compile(default, "chunked")
+    rows = large.measure(seconds / 4, (2, 5), f"H {width}, bf16")
+    report.add(rows)
+    gib = large.num_bytes / 2**30
+    report.say("", f"logits would be {gib:.1f} GiB", *lines_of(rows, "ms"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--huge", action="store_true")
-    parser.add_argument("--large", action="store_true")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("."))
-    arguments = parser.parse_args()
-    if arguments.huge:
-        compute_huge(QUICK_BASE if arguments.quick else HUGE)
-        return
-    if arguments.large:
-        size, chunks = (QUICK_BASE, [1, 5]) if arguments.quick else (LARGE, LARGE_CHUNKS)
-        measure_large(size, chunks, 1 if arguments.quick else 20)
-        return
-    rows = measure(arguments.quick)
-    write_csv(FIELDS, rows, arguments.out / "joint.csv")
-    draw(rows, QUICK_BASE if arguments.quick else BASE, arguments.out / "joint.png")
-
-
-if __name__ == "__main__":
-    main()
+def run(report: Report, arguments: argparse.Namespace) -> None:
+    if arguments.huge or arguments.large:
+        report.name += "_huge" if arguments.huge else "_large"
+        (measure_huge if arguments.huge else measure_large)(report, arguments.quick)
+    else:
+        measure_all(report, arguments.quick)

@@ -3,17 +3,19 @@
 // and writes their gradient. Each configuration is compared with the CPU's kernels
 // before it is timed.
 //
-//   kernels [--repeats N] [--csv FILE]
-//   kernels --profile      every kernel once at the first shapes, for a profiler
+//   kernels [--repeats N] [--csv FILE] SHAPES.csv
+//   kernels --profile SHAPES.csv      every kernel once at the first shapes, for a profiler
 //
 // The kernels are those of cuda/, and one of device.h that fills the L2 cache.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <fstream>
 #include <functional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "benchmarks/problem.h"
 
@@ -22,16 +24,38 @@ namespace {
 using namespace mbrnnt;
 using namespace mbrnnt::benchmarks;
 
-// The last numbers: goals, or 0.
-constexpr Shape kShapes[] = {
-    {16, 400, 101, 1024, 2.1, 1.1, 30},
-    {32, 250, 51, 512, 0.70, 0.38, 0},
-    // The lattice does not know V: one utterance by itself, with few classes.
-    {1, 400, 101, 32, 0, 0, 30},
-    {1, 1500, 301, 32, 0, 0, 110},
-    {8, 1500, 301, 1024, 11.2, 5.8, 110},
-};
-constexpr Shape kTdtShapes[] = {{4, 200, 40, 8193, 0.90, 0.50, 0}, {8, 100, 20, 1025, 0.20, 0, 0}};
+// Those of a GPU, and those of its lattice alone.
+std::vector<Shape> ReadShapes(const char* path) {
+  std::ifstream file(path);
+  std::vector<Shape> shapes;
+  for (std::string line; std::getline(file, line);) {
+    char name[32], set[16], dtypes[16], transducers[32];
+    long sizes[4];
+    double goals[3];
+    const int found =
+        std::sscanf(line.c_str(), "%31[^,],%15[^,],%ld,%ld,%ld,%ld,%15[^,],%31[^,],%lf,%lf,%lf",
+                    name, set, &sizes[0], &sizes[1], &sizes[2], &sizes[3], dtypes, transducers,
+                    &goals[0], &goals[1], &goals[2]);
+    if (found < 11) continue;
+    const std::string of = set;
+    if (of != "gpu" && of != "lattice") continue;
+    shapes.push_back({name, of, sizes[0], sizes[1], sizes[2], sizes[3], dtypes, transducers,
+                      goals[0], goals[1], goals[2]});
+  }
+  if (shapes.empty()) throw std::runtime_error(std::string("no shapes in ") + path);
+  return shapes;
+}
+
+std::vector<Transducer> TransducersOf(const Shape& shape) {
+  const auto has = [&](const char* name) {
+    return shape.transducers.find(name) != std::string::npos;
+  };
+  std::vector<Transducer> found;
+  if (has("multi-blank")) found.push_back(Multiblank(shape.classes, true));
+  if (has("RNN-T")) found.push_back(Multiblank(shape.classes, false));
+  if (has("TDT")) found.push_back(Tdt(shape.classes));
+  return found;
+}
 
 // ---- The report ------------------------------------------------------------------
 
@@ -42,7 +66,7 @@ class Report {
       throw std::runtime_error(std::string("cannot write ") + path);
     }
     Line(
-        "stage,B,T,U+1,V,dtype,transducer,durations,median_us,min_us,max_us,floor_bytes,floor_us,"
+        "stage,B,T,U,V,dtype,transducer,durations,median_us,min_us,max_us,floor_bytes,floor_us,"
         "times_floor,TB/s,max_error\n");
     Line("copy,,,,,,,,,,,,,," + std::to_string(bandwidth * 1e-12) + ",\n");
   }
@@ -60,7 +84,7 @@ class Report {
     char line[400];
     std::snprintf(line, sizeof(line),
                   "%s,%ld,%ld,%ld,%ld,%s,%s,%s,%.2f,%.2f,%.2f,%.0f,%.2f,%.3f,%.3f,%.1e\n", stage,
-                  long(s.batch), long(s.frames), long(s.columns), long(s.classes), dtype,
+                  long(s.batch), long(s.frames), long(s.labels), long(s.classes), dtype,
                   transducer.name, transducer.durations, times.median, times.min, times.max, bytes,
                   FloorUs(bytes), TimesFloor(times, bytes), bytes / times.median * 1e-6, error);
     Line(line);
@@ -75,33 +99,33 @@ class Report {
 };
 
 // Bytes read plus bytes written by a copy within the device, per second.
-double CopyBandwidth(const Stopwatch& stopwatch) {
+double CopyBandwidth(Stopwatch& stopwatch) {
   size_t free = 0, total = 0;
   Check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   const int64_t size = std::min<int64_t>(int64_t{4} << 30, free / 4) / sizeof(float);
   DeviceArray<float> from(size), to(size);
-  from.Fill(RandomLogits<float>());
+  Fill(from, RandomLogits<float>());
   const Times times =
       stopwatch.Time([] {},
                      [&] {
-                       Check(cudaMemcpyAsync(to.data(), from.data(), from.bytes(),
+                       Check(cudaMemcpyAsync(to.data(), from.data(), from.Bytes(),
                                              cudaMemcpyDeviceToDevice, stopwatch.stream()),
                              "copy");
                      });
-  return 2e6 * from.bytes() / times.median;
+  return 2e6 * from.Bytes() / times.median;
 }
 
 // False if a result was wrong or a kernel failed. Too little memory is data.
 template <typename L>
-bool Measure(const Shape& shape, const Transducer& transducer, const Stopwatch& stopwatch,
+bool Measure(const Shape& shape, const Transducer& transducer, Stopwatch& stopwatch,
              Report& report) {
   const bool is_f32 = std::is_same_v<L, float>;
   const char* dtype = is_f32 ? "f32" : "bf16";
   std::printf("%2ld,%4ld,%3ld,%4ld %-4s %-11s", long(shape.batch), long(shape.frames),
-              long(shape.columns), long(shape.classes), dtype, transducer.name);
+              long(shape.labels), long(shape.classes), dtype, transducer.name);
   bool right = true;
   try {
-    const Problem<L> problem(shape, transducer);
+    Problem<L> problem(shape, transducer);
     const cudaStream_t stream = stopwatch.stream();
     const double error = problem.Error(stream);
     // A gradient is at most 1, and half precision rounds it by up to 2^-9.
@@ -129,8 +153,8 @@ bool Measure(const Shape& shape, const Transducer& transducer, const Stopwatch& 
     const Times score = time("lattice_score", arcs, false, [&] { lattice(false); });
     std::printf(" %8.1f %8.1f", losses.median, score.median);
     if (shape.goal_lattice > 0) std::printf(" %5.0f", shape.goal_lattice);
-    if (shape.goal_f32 > 0) {
-      const double logits = double(sizeof(L)) * problem.num_logits();
+    if (shape.set != "lattice") {
+      const auto logits = static_cast<double>(problem.num_bytes());
       if (!(shape.goal_lattice > 0)) std::printf("      ");
       print(time("arc_log_probs", logits, false, [&] { forward(false); }), logits);
       // The lattice's last call was for the losses alone; the posteriors are still there.
@@ -146,8 +170,9 @@ bool Measure(const Shape& shape, const Transducer& transducer, const Stopwatch& 
       const double goal = is_f32 ? shape.goal_f32 : shape.goal_bf16;
       if (goal > 0) std::printf(" %5.2f", goal);
     }
-  } catch (const OutOfMemory& e) {
-    std::printf(" %s", e.what());
+  } catch (const test::CudaError& e) {
+    right = e.error == cudaErrorMemoryAllocation;
+    std::printf(" %s", right ? "OOM" : e.what());
   } catch (const std::runtime_error& e) {
     std::printf(" FAILED: %s", e.what());
     right = false;
@@ -159,7 +184,7 @@ bool Measure(const Shape& shape, const Transducer& transducer, const Stopwatch& 
 
 template <typename L>
 void RunOnce(const Shape& shape, const Transducer& transducer, cudaStream_t stream) {
-  const Problem<L> problem(shape, transducer);
+  Problem<L> problem(shape, transducer);
   problem.ArcLogProbs(/*of_copy=*/false, stream);
   problem.LatticeLosses(/*with_posteriors=*/true, stream);
   problem.LatticeLosses(/*with_posteriors=*/false, stream);
@@ -169,7 +194,7 @@ void RunOnce(const Shape& shape, const Transducer& transducer, cudaStream_t stre
 
 int Main(int argc, char** argv) {
   int repeats = 25;
-  const char* csv = nullptr;
+  const char *csv = nullptr, *path = nullptr;
   bool profile = false;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -180,16 +205,20 @@ int Main(int argc, char** argv) {
     } else if (argument == "--csv" && i + 1 < argc) {
       csv = argv[++i];
     } else {
-      throw std::runtime_error("usage: kernels [--repeats N] [--csv FILE] | --profile");
+      path = argv[i];
     }
   }
-  const Stopwatch stopwatch(repeats);
+  if (!path) throw std::runtime_error("usage: kernels [--repeats N] [--csv FILE] SHAPES.csv");
+  const std::vector<Shape> shapes = ReadShapes(path);
+  Stopwatch stopwatch(repeats);
   if (profile) {
-    const Shape &multiblank = kShapes[0], &tdt = kTdtShapes[0];
-    RunOnce<float>(multiblank, Multiblank(multiblank.classes, true), stopwatch.stream());
-    RunOnce<BFloat16>(multiblank, Multiblank(multiblank.classes, true), stopwatch.stream());
-    RunOnce<float>(tdt, Tdt(tdt.classes), stopwatch.stream());
-    RunOnce<BFloat16>(tdt, Tdt(tdt.classes), stopwatch.stream());
+    const auto of_tdt = [](const Shape& shape) { return shape.transducers == "TDT"; };
+    for (const Shape& shape :
+         {shapes.front(), *std::find_if(shapes.begin(), shapes.end(), of_tdt)}) {
+      const Transducer transducer = TransducersOf(shape).front();
+      RunOnce<float>(shape, transducer, stopwatch.stream());
+      RunOnce<BFloat16>(shape, transducer, stopwatch.stream());
+    }
     return 0;
   }
   const double bandwidth = CopyBandwidth(stopwatch);
@@ -197,19 +226,17 @@ int Main(int argc, char** argv) {
   std::printf("Kernels, medians of %d, L2 flushed. Copy within the device: %.2f TB/s.\n", repeats,
               bandwidth * 1e-12);
   std::printf("ms, x: times the floor at that bandwidth. lattice, score: us. Goals: of an H200.\n");
-  std::printf("%-31s %8s %8s %5s %8s %4s %8s %4s %8s %4s %8s %4s %5s\n", " B,   T,U+1,   V",
+  std::printf("%-31s %8s %8s %5s %8s %4s %8s %4s %8s %4s %8s %4s %5s\n", " B,   T,  U,   V",
               "lattice", "score", "goal", "arcs", "x", "gradient", "x", "in place", "x", "all", "x",
               "goal");
   bool right = true;
-  const auto measure = [&](const Shape& shape, const Transducer& transducer) {
-    right &= Measure<float>(shape, transducer, stopwatch, report);
-    if (shape.goal_f32 > 0) right &= Measure<BFloat16>(shape, transducer, stopwatch, report);
-  };
-  for (const Shape& shape : kShapes) {
-    for (const bool big_blanks : {true, false})
-      measure(shape, Multiblank(shape.classes, big_blanks));
+  for (const Shape& shape : shapes) {
+    for (const Transducer& transducer : TransducersOf(shape)) {
+      right &= Measure<float>(shape, transducer, stopwatch, report);
+      if (shape.dtypes.find("bf16") == std::string::npos) continue;
+      right &= Measure<BFloat16>(shape, transducer, stopwatch, report);
+    }
   }
-  for (const Shape& shape : kTdtShapes) measure(shape, Tdt(shape.classes));
   return right ? 0 : 1;
 }
 

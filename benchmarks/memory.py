@@ -1,26 +1,11 @@
-"""The peak of memory of one program, in a fresh process.
+"""The peak of a program's memory on a CPU, as the operating system counts it."""
 
-    python benchmarks/memory.py --shape 4,200,41,1024 --which "ours, TDT"    prints JSON
-
-The growth is that of the resident set from before the first call, when the logits are there and the
-program is compiled, to its peak: temporaries and the gradient (1.00 of it). XLA's own count of the
-temporaries is beside it.
-"""
-
-import argparse
 import ctypes
-import json
 import pathlib
 
-import apart
-from programs import KINDS, LOSSES, Shape
+import jax
 
-PROGRAMS = {which + suffix: (which, kind) for which in LOSSES for suffix, kind in KINDS.items()}
-
-
-def measure(shape: Shape, which: str) -> dict[str, float]:
-    """Runs this file."""
-    return apart.run(__file__, shape, "--which", which)
+from .problems import KINDS, SHAPES, Problem
 
 
 def resident(key: str) -> int:
@@ -39,28 +24,19 @@ def start() -> int:
     return resident("VmRSS")
 
 
-def main() -> None:
-    import jax
+def growth(shape: str, kind: str, which: str) -> float:
+    """Of the resident set, over the logits; in a fresh process.
 
-    from programs import make_problem
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", type=apart.parse_shape, required=True)
-    parser.add_argument("--which", choices=list(PROGRAMS), required=True)
-    arguments = parser.parse_args()
-    which, kind = PROGRAMS[arguments.which]
-    small = make_problem((1, 4, 3, 16), kind)  # starts threads, loads libraries
+    From before the first call, when the logits are there and the program is compiled, to its peak:
+    temporaries and the gradient (1.00 of it).
+    """
+    small = Problem(SHAPES["tiny"], KINDS[kind])  # starts threads, loads libraries
     jax.block_until_ready(small.compiled(which)(small.logits))
-    problem = make_problem(arguments.shape, kind)
+    problem = Problem(SHAPES[shape], KINDS[kind])
     logits = jax.block_until_ready(problem.logits)
     program = problem.compiled(which)
     before = start()
     results = jax.block_until_ready(program(logits))
-    growth = resident("VmHWM") - before
+    grown = resident("VmHWM") - before
     del results
-    temporary = program.memory_analysis().temp_size_in_bytes
-    print(json.dumps({"growth": growth / logits.nbytes, "temp": temporary / logits.nbytes}))
-
-
-if __name__ == "__main__":
-    main()
+    return grown / logits.nbytes

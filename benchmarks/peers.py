@@ -77,9 +77,14 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def flush(num_bytes: int, device: Any) -> Callable[[], Any]:
-    """A step that fills so much memory."""
+def flush(num_bytes: int, device: Any) -> Callable[[], tuple[()]]:
+    """A preparation that fills so much memory."""
     import torch
 
     buffer = torch.ones(num_bytes // 4, device=device)
-    return lambda: buffer.add_(1)
+
+    def fill() -> tuple[()]:
+        buffer.add_(1)
+        return ()
+
+    return fill

@@ -16,7 +16,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from disassembly import NO_BARRIER, Instruction
+from .disassembly import NO_BARRIER, Instruction
 
 SCHEDULERS = 4
 ISSUE, FMA, ALU, FP64, XU, LSU = "issue", "fma", "alu", "fp64", "xu", "lsu"

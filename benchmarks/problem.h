@@ -1,4 +1,4 @@
-// A problem of one shape on the device, its stages, and how they are checked.
+// A problem of one shape, its stages on either processor, and how they are checked.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <numeric>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -15,12 +16,16 @@
 
 namespace mbrnnt::benchmarks {
 
-// Goals of the design, for an H200: forward + backward in ms, the lattice alone in us.
+// A line of shapes.csv. Goals are for an H200, or 0: forward + backward in ms, the lattice alone
+// in us.
 struct Shape {
-  int64_t batch, frames, columns, classes;
+  std::string name, set;
+  int64_t batch, frames, labels, classes;
+  std::string dtypes, transducers;
   double goal_f32, goal_bf16, goal_lattice;
 
-  int64_t nodes() const { return batch * frames * columns; }
+  int64_t columns() const { return labels + 1; }
+  int64_t nodes() const { return batch * frames * columns(); }
 };
 
 // What is computed of a shape's classes, of which the blank is the last; a TDT has one score more
@@ -63,197 +68,177 @@ inline void InThreads(int64_t n, const cpu::LoopBody& body) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// Pointers of one batch, in the memory of either processor, and the stages over them.
-template <typename L>
-struct Buffers {
+struct OnDevice {
+  template <typename T>
+  using Array = DeviceArray<T>;
+  using Workspace = cuda::Workspace;
+};
+struct OnHost {
+  template <typename T>
+  using Array = std::vector<T>;
+  using Workspace = cpu::Workspace;
+};
+
+// All arrays of a batch of full-length utterances, in a room's memory, and the stages over them.
+template <typename Room, typename L>
+struct Arrays {
   using T = Real<L>;
+  template <typename X>
+  using Array = typename Room::template Array<X>;
 
-  Batch batch;
-  const Transducer& transducer;
-  const int32_t* labels;
-  const T *sigmas, *label_weights, *clamps, *cotangents;
-  T* arc_log_probs;
-  LogNormalizer<T>* log_normalizers;
-  T *losses, *posteriors;
-  T* workspace;
+  Shape shape;
+  Transducer transducer;
+  int64_t num_arcs = transducer.table.size, row_size = transducer.emission.RowSize();
+  Array<L> logits, gradients;
+  Array<int32_t> labels, logit_lengths, label_lengths;
+  Array<T> sigmas, label_weights, clamps, cotangents;
+  Array<T> arc_log_probs;
+  Array<LogNormalizer<T>> log_normalizers;
+  Array<T> losses, posteriors, workspace;
 
-  ArcLogProbsStage<L> ArcLogProbs(const L* logits) const {
-    return {batch, transducer.emission, logits, labels, sigmas, arc_log_probs, log_normalizers};
+  Arrays(const Shape& shape, const Transducer& transducer, const std::vector<int32_t>& labels)
+      : shape(shape),
+        transducer(transducer),
+        logits(shape.nodes() * row_size),
+        gradients(shape.nodes() * row_size),
+        labels(labels),
+        logit_lengths(All(static_cast<int32_t>(shape.frames))),
+        label_lengths(All(static_cast<int32_t>(shape.labels))),
+        sigmas(All(T(0.05))),
+        label_weights(All(T(1))),
+        clamps(All(T(0))),
+        cotangents(All(T(0.75))),
+        arc_log_probs(shape.nodes() * num_arcs),
+        log_normalizers(shape.nodes() * transducer.emission.num_heads),
+        losses(shape.batch),
+        posteriors(shape.nodes() * num_arcs),
+        workspace(shape.batch * Room::Workspace::NumbersPerUtterance(shape.frames, shape.columns(),
+                                                                     num_arcs, true)) {}
+
+  template <typename X>
+  std::vector<X> All(X x) const {
+    return std::vector<X>(shape.batch, x);
   }
-  // Without a place yet for what the room keeps.
-  LatticeStage<T> Lattice(bool with_posteriors) const {
-    return {batch, transducer.table, arc_log_probs, losses, with_posteriors ? posteriors : nullptr};
+  Batch batch() const {
+    return {shape.batch, shape.frames, shape.columns(), logit_lengths.data(), label_lengths.data()};
   }
-  LatticeStage<T> LatticeLosses(bool with_posteriors) const {
-    LatticeStage<T> s = Lattice(with_posteriors);
-    cuda::Workspace::Place(workspace, s);
-    return s;
+  ArcLogProbsStage<L> ArcLogProbs(const L* from) {
+    return {batch(),
+            transducer.emission,
+            from,
+            labels.data(),
+            sigmas.data(),
+            arc_log_probs.data(),
+            log_normalizers.data()};
   }
-  LogitGradientsStage<L> LogitGradients(const L* logits, L* gradients) const {
-    return {batch,  transducer.emission, /*clamped=*/false, logits,
-            labels, log_normalizers,     posteriors,        label_weights,
-            clamps, cotangents,          gradients};
+  LatticeStage<T> Lattice(bool with_posteriors) {
+    LatticeStage<T> stage{batch(), transducer.table, arc_log_probs.data(), losses.data(),
+                          with_posteriors ? posteriors.data() : nullptr};
+    Room::Workspace::Place(workspace.data(), stage);
+    return stage;
+  }
+  LogitGradientsStage<L> LogitGradients(const L* from) {
+    return {batch(),       transducer.emission,    /*clamped=*/false, from,
+            labels.data(), log_normalizers.data(), posteriors.data(), label_weights.data(),
+            clamps.data(), cotangents.data(),      gradients.data()};
   }
 };
 
-// Full-length utterances with random logits and labels on the device.
+// Random logits and labels on the device.
 template <typename L>
 class Problem {
  public:
   using T = Real<L>;
 
   Problem(const Shape& shape, const Transducer& transducer)
-      : shape_(shape),
-        transducer_(transducer),
-        logits_(num_logits()),
-        gradients_(num_logits()),
-        labels_(Labels()),
-        logit_lengths_(All(static_cast<int32_t>(shape.frames))),
-        label_lengths_(All(static_cast<int32_t>(shape.columns - 1))),
-        sigmas_(All(kSigma)),
-        label_weights_(All(kLabelWeight)),
-        clamps_(All(kClamp)),
-        cotangents_(All(kCotangent)),
-        arc_log_probs_(shape.nodes() * num_arcs()),
-        log_normalizers_(shape.nodes() * transducer.emission.num_heads),
-        losses_(shape.batch),
-        posteriors_(shape.nodes() * num_arcs()),
-        workspace_(shape.batch * cuda::Workspace::NumbersPerUtterance(shape.frames, shape.columns,
-                                                                      num_arcs(), true)) {
-    logits_.Fill(RandomLogits<L>());
+      : arrays_(shape, transducer, Labels(shape)) {
+    Fill(arrays_.logits, RandomLogits<L>());
   }
 
-  int64_t num_arcs() const { return transducer_.table.size; }
-  int64_t num_logits() const { return shape_.nodes() * transducer_.emission.RowSize(); }
+  int64_t num_arcs() const { return arrays_.num_arcs; }
+  size_t num_bytes() const { return arrays_.logits.Bytes(); }
 
-  // Of the logits, or of the copy of them that `gradients_` holds.
-  void ArcLogProbs(bool of_copy, cudaStream_t stream) const {
-    const L* logits = of_copy ? gradients_.data() : logits_.data();
-    Check(cuda::ComputeArcLogProbs(buffers().ArcLogProbs(logits), stream));
+  // Of the logits, or of the copy of them that the gradients' array holds.
+  void ArcLogProbs(bool of_copy, cudaStream_t stream) {
+    Check(cuda::ComputeArcLogProbs(arrays_.ArcLogProbs(Logits(of_copy)), stream));
   }
-  void LatticeLosses(bool with_posteriors, cudaStream_t stream) const {
-    Check(cuda::ComputeLattice(buffers().LatticeLosses(with_posteriors), stream));
+  void LatticeLosses(bool with_posteriors, cudaStream_t stream) {
+    Check(cuda::ComputeLattice(arrays_.Lattice(with_posteriors), stream));
   }
-  // Into `gradients_`; in place: from the copy of the logits there.
-  void LogitGradients(bool in_place, cudaStream_t stream) const {
-    const L* logits = in_place ? gradients_.data() : logits_.data();
-    Check(cuda::ComputeLogitGradients(buffers().LogitGradients(logits, gradients_.data()), stream));
+  // In place: from the copy of the logits there.
+  void LogitGradients(bool in_place, cudaStream_t stream) {
+    Check(cuda::ComputeLogitGradients(arrays_.LogitGradients(Logits(in_place)), stream));
   }
-  void CopyLogitsToGradients(cudaStream_t stream) const {
-    Check(cudaMemcpyAsync(gradients_.data(), logits_.data(), logits_.bytes(),
+  void CopyLogitsToGradients(cudaStream_t stream) {
+    Check(cudaMemcpyAsync(arrays_.gradients.data(), arrays_.logits.data(), num_bytes(),
                           cudaMemcpyDeviceToDevice, stream),
           "copy");
   }
 
   // Largest difference from the CPU's kernels on the batch's last utterance, whose offsets
   // are the largest. The losses count relatively. NaN if anything was left unwritten.
-  double Error(cudaStream_t stream) const {
-    for (const auto* a : {&arc_log_probs_, &losses_, &posteriors_}) a->Poison();
-    log_normalizers_.Poison();
-    gradients_.Poison();
+  double Error(cudaStream_t stream) {
+    for (auto* a : {&arrays_.arc_log_probs, &arrays_.losses, &arrays_.posteriors}) Poison(*a);
+    Poison(arrays_.log_normalizers);
+    Poison(arrays_.gradients);
     ArcLogProbs(/*of_copy=*/false, stream);
     LatticeLosses(/*with_posteriors=*/false, stream);
     Check(cudaStreamSynchronize(stream), "lattice_score");
-    const std::vector<T> scores = losses_.ToHost(0, shape_.batch);
-    losses_.Poison();
+    const std::vector<T> scores = arrays_.losses.Fetch();
+    Poison(arrays_.losses);
     LatticeLosses(/*with_posteriors=*/true, stream);
     LogitGradients(/*in_place=*/false, stream);
     Check(cudaStreamSynchronize(stream), "logit_gradients");
-    const std::vector<T> losses = losses_.ToHost(0, shape_.batch);
+    const std::vector<T> losses = arrays_.losses.Fetch();
 
-    const Expected expected = OnCpu();
+    const Arrays<OnHost, L> expected = LastOnHost();
     double error = GradientError(expected.gradients);
     CopyLogitsToGradients(stream);
     LogitGradients(/*in_place=*/true, stream);
     Check(cudaStreamSynchronize(stream), "logit_gradients in place");
     error = Worse(error, GradientError(expected.gradients));
-    error = Worse(error, std::abs(losses.back() / expected.loss - 1));
-    for (int64_t b = 0; b < shape_.batch; ++b) {
+    error = Worse(error, std::abs(losses.back() / expected.losses[0] - 1));
+    for (size_t b = 0; b < losses.size(); ++b) {
       error = Worse(error, std::abs(scores[b] / losses[b] - 1));
     }
     return error;
   }
 
  private:
-  // Of every utterance.
-  static constexpr T kSigma = T(0.05), kLabelWeight = T(1), kClamp = T(0), kCotangent = T(0.75);
-  struct Expected {
-    T loss;
-    std::vector<L> gradients;
-  };
-
   // A NaN is the worst.
   static double Worse(double a, double b) { return std::isnan(b) || b > a ? b : a; }
 
-  template <typename X>
-  std::vector<X> All(X x) const {
-    return std::vector<X>(shape_.batch, x);
-  }
-  Buffers<L> buffers() const {
-    return {
-        {shape_.batch, shape_.frames, shape_.columns, logit_lengths_.data(), label_lengths_.data()},
-        transducer_,
-        labels_.data(),
-        sigmas_.data(),
-        label_weights_.data(),
-        clamps_.data(),
-        cotangents_.data(),
-        arc_log_probs_.data(),
-        log_normalizers_.data(),
-        losses_.data(),
-        posteriors_.data(),
-        workspace_.data()};
-  }
-
-  std::vector<int32_t> Labels() const {
+  static std::vector<int32_t> Labels(const Shape& shape) {
     std::mt19937 random_bits(7);
-    std::vector<int32_t> labels(shape_.batch * (shape_.columns - 1));
-    for (int32_t& v : labels) v = static_cast<int32_t>(random_bits() % (shape_.classes - 4));
+    std::vector<int32_t> labels(shape.batch * shape.labels);
+    for (int32_t& v : labels) v = static_cast<int32_t>(random_bits() % (shape.classes - 4));
     return labels;
   }
+  const L* Logits(bool of_copy) { return (of_copy ? arrays_.gradients : arrays_.logits).data(); }
 
-  // Loss and gradient of the last utterance.
-  Expected OnCpu() const {
-    const int64_t nodes = shape_.frames * shape_.columns;
-    const int64_t size = nodes * transducer_.emission.RowSize();
-    const int64_t last = shape_.batch - 1, num_labels = shape_.columns - 1;
-    const std::vector<L> logits = logits_.ToHost(last * size, last * size + size);
-    const std::vector<int32_t> labels =
-        labels_.ToHost(last * num_labels, last * num_labels + num_labels);
-    const auto logit_length = static_cast<int32_t>(shape_.frames);
-    const auto label_length = static_cast<int32_t>(num_labels);
+  // The last of an array that has as much for every utterance.
+  template <typename X>
+  std::vector<X> OfLast(const DeviceArray<X>& array) const {
+    return array.Fetch(array.size() - array.size() / arrays_.shape.batch, array.size());
+  }
 
-    std::vector<T> arcs(nodes * num_arcs()), posteriors(arcs.size());
-    std::vector<LogNormalizer<T>> normalizers(nodes * transducer_.emission.num_heads);
-    Expected expected{T(0), std::vector<L>(size)};
-    const Buffers<L> host{{1, shape_.frames, shape_.columns, &logit_length, &label_length},
-                          transducer_,
-                          labels.data(),
-                          &kSigma,
-                          &kLabelWeight,
-                          &kClamp,
-                          &kCotangent,
-                          arcs.data(),
-                          normalizers.data(),
-                          &expected.loss,
-                          posteriors.data(),
-                          nullptr};
-    cpu::ComputeArcLogProbs(host.ArcLogProbs(logits.data()), InThreads);
-    LatticeStage<T> lattice = host.Lattice(/*with_posteriors=*/true);
-    std::vector<T> workspace(cpu::Workspace::NumbersPerUtterance(
-        shape_.frames, shape_.columns, num_arcs(), /*with_posteriors=*/true));
-    cpu::Workspace::Place(workspace.data(), lattice);
-    cpu::ComputeLattice(lattice, InThreads, /*num_threads=*/2);
-    cpu::ComputeLogitGradients(host.LogitGradients(logits.data(), expected.gradients.data()),
-                               InThreads);
-    return expected;
+  // The last utterance, computed by the CPU's kernels.
+  Arrays<OnHost, L> LastOnHost() const {
+    Shape one = arrays_.shape;
+    one.batch = 1;
+    Arrays<OnHost, L> host(one, arrays_.transducer, OfLast(arrays_.labels));
+    host.logits = OfLast(arrays_.logits);
+    cpu::ComputeArcLogProbs(host.ArcLogProbs(host.logits.data()), InThreads);
+    cpu::ComputeLattice(host.Lattice(/*with_posteriors=*/true), InThreads, /*num_threads=*/2);
+    cpu::ComputeLogitGradients(host.LogitGradients(host.logits.data()), InThreads);
+    return host;
   }
 
   double GradientError(const std::vector<L>& expected) const {
-    const int64_t size = expected.size(), end = num_logits(), frame = size / shape_.frames;
-    const std::vector<L> got = gradients_.ToHost(end - size, end);
-    std::vector<double> worst(shape_.frames, 0);
-    InThreads(shape_.frames, [&](int64_t first, int64_t last) {
+    const std::vector<L> got = OfLast(arrays_.gradients);
+    const int64_t frames = arrays_.shape.frames, frame = expected.size() / frames;
+    std::vector<double> worst(frames, 0);
+    InThreads(frames, [&](int64_t first, int64_t last) {
       for (int64_t t = first; t < last; ++t) {
         for (int64_t i = t * frame; i < (t + 1) * frame; ++i) {
           worst[t] = Worse(worst[t], std::abs(ToReal(got[i]) - ToReal(expected[i])));
@@ -263,15 +248,7 @@ class Problem {
     return std::accumulate(worst.begin(), worst.end(), 0.0, Worse);
   }
 
-  Shape shape_;
-  Transducer transducer_;
-  DeviceArray<L> logits_, gradients_;
-  DeviceArray<int32_t> labels_, logit_lengths_, label_lengths_;
-  DeviceArray<T> sigmas_, label_weights_, clamps_, cotangents_;
-  DeviceArray<T> arc_log_probs_;
-  DeviceArray<LogNormalizer<T>> log_normalizers_;
-  DeviceArray<T> losses_, posteriors_;
-  DeviceArray<T> workspace_;
+  Arrays<OnDevice, L> arrays_;
 };
 
 }  // namespace mbrnnt::benchmarks

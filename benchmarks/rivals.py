@@ -45,46 +45,39 @@ def tdt(durations: Sequence[int]) -> Model:
     return Model(1, len(durations), (*labels, *blanks))
 
 
-def autodiff_scan(
-    logits: jax.Array,
-    labels: jax.Array,
-    logit_lengths: jax.Array,
-    label_lengths: jax.Array,
-    model: Model,
-) -> jax.Array:
+def autodiff_scan(*operands: jax.Array, model: Model) -> jax.Array:
     """One logsumexp a head, gathered planes, a scan over anti-diagonals, differentiated by JAX."""
-    log_probs = _gathered(logits, _next_labels(labels), model)
-    return _scan_diagonals(log_probs, logit_lengths, label_lengths, model.arcs)
+    return _loss(_gathered, *operands, model=model)
 
 
-def remat_scan(
-    logits: jax.Array,
-    labels: jax.Array,
-    logit_lengths: jax.Array,
-    label_lengths: jax.Array,
-    model: Model,
-) -> jax.Array:
+def remat_scan(*operands: jax.Array, model: Model) -> jax.Array:
     """`log_softmax`, as most people write it, made again for the gradient instead of kept."""
 
-    @jax.checkpoint
-    def log_probs_of(logits: jax.Array) -> jax.Array:
+    def log_probs_of(logits: jax.Array, next_labels: jax.Array, model: Model) -> jax.Array:
         heads = _heads(logits.astype(jnp.float32), model)
         log_probs = jnp.concatenate([jax.nn.log_softmax(x, axis=-1) for x in heads], axis=-1)
-        return _planes_of(log_probs, _next_labels(labels), model)
+        return _planes_of(log_probs, next_labels, model)
 
-    log_probs = log_probs_of(logits)
-    return _scan_diagonals(log_probs, logit_lengths, label_lengths, model.arcs)
+    return _loss(jax.checkpoint(log_probs_of, static_argnums=2), *operands, model=model)
 
 
-def strong_scan(
+def strong_scan(*operands: jax.Array, model: Model) -> jax.Array:
+    """The strongest that we know: the gradient of the logits by hand, in one fused pass."""
+    return _loss(_log_probs, *operands, model=model)
+
+
+LOSSES = {"strong": strong_scan, "autodiff scan": autodiff_scan, "remat scan": remat_scan}
+
+
+def _loss(
+    log_probs_of: Callable[[jax.Array, jax.Array, Model], jax.Array],
     logits: jax.Array,
     labels: jax.Array,
     logit_lengths: jax.Array,
     label_lengths: jax.Array,
     model: Model,
 ) -> jax.Array:
-    """The strongest that we know: the gradient of the logits by hand, in one fused pass."""
-    log_probs = _log_probs(logits, _next_labels(labels), model)
+    log_probs = log_probs_of(logits, _next_labels(labels), model)
     return _scan_diagonals(log_probs, logit_lengths, label_lengths, model.arcs)
 
 

@@ -1,26 +1,23 @@
 """What nvcc made of the CUDA kernels, without a GPU: registers, memory accesses, hot loops.
 
-    python benchmarks/sass.py [--arch 80 90] [--dump KERNEL] [SOURCE.cu ...]
-
 Where the code is looked at is decided by its shape, not by addresses: see `RowKernel` and
 `SweepKernel`. Costs and times are a model's (pipelines.py).
 """
 
 import argparse
 import collections
-import datetime
 import functools
 import pathlib
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import pipelines
-from disassembly import ROOT, Instruction, Kernel, Loop, kernels, nvcc, nvdisasm
+from . import pipelines
+from .disassembly import ROOT, Instruction, Kernel, Loop, kernels, nvcc, nvdisasm
+from .results import Report, table
 
-RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = sorted(ROOT.glob("cuda/*.cu"))
 V = 1024  # of the rows whose instructions are counted, all of whose packs are aligned
 WARP, PACK_BYTES, PACKS_A_ROUND = 32, 16, 4
@@ -237,15 +234,6 @@ def number(x: float) -> str:
     return f"{x:.1f}" if x < 20 else f"{x:.0f}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """The first column to the left, the others to the right."""
-    lines = [list(map(str, head)), *([str(cell) for cell in row] for row in rows)]
-    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = zip(line[1:], sizes[1:], strict=True)
-        yield line[0].ljust(sizes[0]) + "".join(f"  {cell:>{size}}" for cell, size in cells)
-
-
 def table_of_kernels(found: Iterable[Kernel]) -> Iterator[str]:
     head = ["kernel", "registers", "stack", "spilled", "shared", "loads of 4 8 16", "stores"]
     yield from table(
@@ -316,17 +304,12 @@ def table_of_heads(rows: Iterable[RowKernel]) -> Iterator[str]:
     yield from table(head, (cells(k) for k in rows if k.heads == 2 and k.row))
 
 
-def commit() -> str:
-    command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-
-
 def version(tool: str) -> str:
     found = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
     return next(line for line in found.splitlines() if "release" in line)
 
 
-def report(arch: int, found: list[Kernel]) -> Iterator[str]:
+def lines_of(arch: int, found: list[Kernel]) -> Iterator[str]:
     rows = [RowKernel(k, arch) for k in found if re.fullmatch(ROW_KERNEL, k.name)]
     sweeps = [SweepKernel(k, arch) for k in found if re.fullmatch(SWEEP_KERNEL, k.name)]
     yield f"sm_{arch}"
@@ -368,29 +351,24 @@ def dump(kernel: Kernel, arch: int) -> Iterator[str]:
             yield f"{i.stall:4} {barriers} {i.waits:06b} {i.predicate:5} {i.opcode} {i.operands}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="*", type=pathlib.Path, default=SOURCES)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90])
-    parser.add_argument("--dump", metavar="KERNEL", help="the hot loops of kernels named so")
-    parser.add_argument("--out", type=pathlib.Path, help="default: results/sass.txt")
-    options = parser.parse_args()
-    everything = {arch: compiled(arch, tuple(options.sources)) for arch in options.arch}
-    if options.dump:
+    parser.add_argument("--dump", metavar="KERNEL", help="only the hot loops of kernels named so")
+
+
+def run(report: Report, arguments: argparse.Namespace) -> None:
+    sources = SOURCES[1:2] if arguments.quick else arguments.sources
+    everything = {arch: compiled(arch, tuple(sources)) for arch in arguments.arch}
+    if arguments.dump or (arguments.sources != SOURCES and not arguments.out):
+        report.directory = None  # it is asked for to be read
+    if arguments.dump:
         for arch, found in everything.items():
             for kernel in filter(is_hot, found):
-                if options.dump in kernel.name:
-                    print(*dump(kernel, arch), sep="\n")
+                if arguments.dump in kernel.name:
+                    report.say(*dump(kernel, arch))
         return
-    lines = [f"$ python benchmarks/sass.py, {datetime.date.today()}, commit {commit()}"]
-    lines += [f"{version(nvcc())}; {version(nvdisasm())}", "", *LEGEND.splitlines()]
-    lines += [f"  {card.name}" for card in CARDS]
+    report.say(f"{version(nvcc())}; {version(nvdisasm())}", "", *LEGEND.splitlines())
+    report.say(*(f"  {card.name}" for card in CARDS))
     for arch, found in everything.items():
-        lines += ["", *report(arch, found)]
-    print(*lines, sep="\n")
-    if options.out or options.sources == SOURCES:
-        (options.out or RESULTS / "sass.txt").write_text("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        report.say("", *lines_of(arch, found))

@@ -1,9 +1,7 @@
 """Arc log-probabilities of the example's recognisers, before and after training.
 
-    python benchmarks/trained_arcs.py DIR [--quick] [--synthetic] [--recordings RECORDINGS]
-
-For `exact_chunks.py`. Writes `DIR/MODEL-untrained.npz` and `DIR/MODEL-trained.npz` of utterances
-that were not trained on. Needs what examples/spoken_words/ needs.
+For `exact_chunks`: DIR/MODEL-untrained.npz and DIR/MODEL-trained.npz, of utterances that were not
+trained on. Needs what examples/spoken_words/ needs.
 """
 
 import argparse
@@ -14,7 +12,10 @@ import tempfile
 import numpy as np
 from flax import nnx
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+from .apart import ROOT
+from .results import Report
+
+sys.path.insert(0, str(ROOT / "examples"))
 
 from speech import devices
 from speech.batches import Batch
@@ -46,14 +47,15 @@ def write(path: pathlib.Path, recogniser: Recogniser, batch: Batch) -> None:
     print(path, weights.shape, flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--synthetic", action="store_true")
     parser.add_argument("--recordings", type=pathlib.Path, default=train.DEBIAN_DIRECTORY)
-    arguments = parser.parse_args()
-    arguments.directory.mkdir(parents=True, exist_ok=True)
+
+
+def run(report: Report, arguments: argparse.Namespace) -> None:
+    report.directory = directory = arguments.directory
+    directory.mkdir(parents=True, exist_ok=True)
 
     mesh = devices.make_mesh(1, None, None, None)  # before anything starts the backend
     recipe = QUICK if arguments.quick else FULL
@@ -64,7 +66,7 @@ def main() -> None:
     for name, transducer in recipe.transducers.items():
         name = name.lower().replace("-", "")
         untrained = Recogniser(recipe, transducer, rngs=nnx.Rngs(options.seed))
-        write(arguments.directory / f"{name}-untrained.npz", untrained, unseen.whole())
+        write(directory / f"{name}-untrained.npz", untrained, unseen.whole())
         with tempfile.TemporaryDirectory() as checkpoints:
             trained, losses = train.train(
                 recipe,
@@ -75,9 +77,5 @@ def main() -> None:
                 mesh,
                 lambda step, loss: None,
             )
-        print(f"{name}: {losses[0]:.2f} -> {losses[-1]:.3f} nats a character", flush=True)
-        write(arguments.directory / f"{name}-trained.npz", trained, unseen.whole())
-
-
-if __name__ == "__main__":
-    main()
+        report.say(f"{name}: {losses[0]:.2f} -> {losses[-1]:.3f} nats a character")
+        write(directory / f"{name}-trained.npz", trained, unseen.whole())

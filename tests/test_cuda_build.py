@@ -1,6 +1,6 @@
 """What does nvcc make of the CUDA kernels? Registers, wide stores, and the length of hot loops.
 
-Most of it needs nvcc and nvdisasm. `python benchmarks/sass.py` prints what is asserted here.
+Most of it needs nvcc and nvdisasm. `python -m benchmarks sass` prints what is asserted here.
 """
 
 import pathlib
@@ -11,11 +11,9 @@ import pytest
 
 from simt_module import ROOT
 
-sys.path.append(str(ROOT / "benchmarks"))
-import disassembly
-import pipelines
-import sass
-from disassembly import Instruction, Kernel, Loop, decode
+sys.path.append(str(ROOT))
+from benchmarks import disassembly, pipelines, sass
+from benchmarks.disassembly import Instruction, Kernel, Loop, decode
 
 
 def missing() -> str | None:

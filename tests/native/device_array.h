@@ -4,16 +4,22 @@
 
 #include <cuda_runtime.h>
 
-#include <cstdio>
-#include <cstdlib>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace mbrnnt::test {
 
+struct CudaError : std::runtime_error {
+  cudaError_t error;
+  CudaError(cudaError_t error, const char* what)
+      : std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error)), error(error) {}
+};
+
 inline void ExpectSuccess(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
+  cudaGetLastError();  // an allocation that failed is no reason to fail later
+  throw CudaError(error, what);
 }
 
 template <typename T>
@@ -32,17 +38,20 @@ class DeviceArray {
 
   T* data() { return data_; }
   const T* data() const { return data_; }
-  std::vector<T> Fetch() const {
-    std::vector<T> host(size_);
-    if (size_ > 0) {
-      ExpectSuccess(cudaMemcpy(host.data(), data_, Bytes(), cudaMemcpyDeviceToHost), "to host");
+  size_t size() const { return size_; }
+  size_t Bytes() const { return size_ * sizeof(T); }
+  std::vector<T> Fetch() const { return Fetch(0, size_); }
+  std::vector<T> Fetch(size_t begin, size_t end) const {
+    std::vector<T> host(end - begin);
+    if (end > begin) {
+      const size_t bytes = host.size() * sizeof(T);
+      ExpectSuccess(cudaMemcpy(host.data(), data_ + begin, bytes, cudaMemcpyDeviceToHost),
+                    "to host");
     }
     return host;
   }
 
  private:
-  size_t Bytes() const { return size_ * sizeof(T); }
-
   T* data_ = nullptr;
   size_t size_;
 };

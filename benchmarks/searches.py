@@ -33,33 +33,21 @@ Arcs = Callable[[jax.Array], tuple[jax.Array, ...]]
 def arcs_of(transducer: Transducer, scores: int) -> Arcs:
     """Of rows `[B, V]`: the label, whether it is one, the duration, the log-probability."""
     emission = transducer.emission(scores)
-    tokens = emission.heads[0]
-    durations = np.zeros(tokens, np.int32)
-    if len(emission.heads) == 1:
-        for arc, (v,) in zip(transducer.arcs, emission.reads, strict=True):
-            if v >= 0:
-                durations[v] = arc.duration
+    tokens, blanks = emission.heads[0], jnp.asarray(emission.blanks)
+    of_class = np.zeros(emission.heads[-1], np.int32)  # the last head says how long
+    for arc, reads in zip(transducer.arcs, emission.reads, strict=True):
+        if reads[-1] >= 0:
+            of_class[reads[-1]] = arc.duration
 
-        def multiblank(logits: jax.Array) -> tuple[jax.Array, ...]:
-            label = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            duration = jnp.asarray(durations)[label]
-            return label, duration == 0, duration, highest(logits)
-
-        return multiblank
-
-    (blank,) = emission.blanks
-    of_class = np.zeros(emission.heads[1], np.int32)
-    for arc, (_, v) in zip(transducer.arcs, emission.reads, strict=True):
-        of_class[v] = arc.duration
-
-    def tdt(logits: jax.Array) -> tuple[jax.Array, ...]:
-        label = jnp.argmax(logits[:, :tokens], axis=-1).astype(jnp.int32)
-        duration = jnp.asarray(of_class)[jnp.argmax(logits[:, tokens:], axis=-1)]
-        emits = label != blank
+    def read(logits: jax.Array) -> tuple[jax.Array, ...]:
+        heads = [logits[:, :tokens], logits[:, tokens:]][: len(emission.heads)]
+        label = jnp.argmax(heads[0], axis=-1).astype(jnp.int32)
+        emits = jnp.all(label[:, None] != blanks, axis=-1)
+        duration = jnp.asarray(of_class)[jnp.argmax(heads[-1], axis=-1)]
         duration = jnp.where(emits, duration, jnp.maximum(duration, 1))
-        return label, emits, duration, highest(logits[:, :tokens]) + highest(logits[:, tokens:])
+        return label, emits, duration, sum(map(highest, heads))
 
-    return tdt
+    return read
 
 
 def highest(logits: jax.Array) -> jax.Array:
