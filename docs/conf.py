@@ -31,7 +31,8 @@ napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Shapes and dtypes stand in the docstrings and say more.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"jax\..*")]  # Fields' types; no build reads other sites.
+# Types of fields and arguments: no build reads other sites.
+nitpick_ignore_regex = [("py:class", r"(jax|collections\.abc)\..*")]
 
 
 def check_everything_is_documented(app: Sphinx, env: BuildEnvironment) -> None:
