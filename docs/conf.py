@@ -22,6 +22,9 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
