@@ -1,4 +1,4 @@
-"""Draws lattice.png: one utterance's lattice in three transducers, arcs as wide as their posteriors.
+"""Draws lattice.png: a lattice in three transducers, each arc as wide as its posterior.
 
 `python docs/pictures/lattice.py`. The scores are made up, of a speaker who says three labels with a
 pause in between; the posteriors are the package's.

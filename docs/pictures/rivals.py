@@ -35,9 +35,7 @@ MEMORY = {  # the same of joint.csv
 def rows_of(name: str, **wanted: str) -> dict[str, dict[str, str]]:
     with (RESULTS / name).open() as file:
         rows = list(csv.DictReader(file))
-    return {
-        row["program"]: row for row in rows if all(row[key] == x for key, x in wanted.items())
-    }
+    return {row["program"]: row for row in rows if all(row[key] == x for key, x in wanted.items())}
 
 
 def points(axes: plt.Axes, values: dict[str, float], title: str) -> None:
