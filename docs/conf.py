@@ -2,9 +2,12 @@
 
 import inspect
 
+import latex2mathml.converter
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
+from sphinx.writers.html5 import HTML5Translator
 
 import jax_mbrnnt
 
@@ -15,11 +18,14 @@ copyright = "the jax_mbrnnt authors"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -28,7 +34,8 @@ napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Shapes and dtypes stand in the docstrings and say more.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"jax\..*")]  # Fields' types; no build reads other sites.
+# Types of fields and arguments: no build reads other sites.
+nitpick_ignore_regex = [("py:class", r"(jax|collections\.abc)\..*")]
 
 
 def check_everything_is_documented(app: Sphinx, env: BuildEnvironment) -> None:
@@ -41,5 +48,18 @@ def check_everything_is_documented(app: Sphinx, env: BuildEnvironment) -> None:
             raise ExtensionError(f"jax_mbrnnt.{name} is public and has no docstring")
 
 
+def _inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
+    translator.body.append(latex2mathml.converter.convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def _displayed_formula(translator: HTML5Translator, node: nodes.math_block) -> None:
+    formula = latex2mathml.converter.convert(node.astext(), display="block")
+    translator.body.append(f'<div class="math">{formula}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
+    # Browsers draw MathML by themselves: no script, and nothing from another site.
+    app.add_html_math_renderer("mathml", (_inline_formula, None), (_displayed_formula, None))
     app.connect("env-check-consistency", check_everything_is_documented)

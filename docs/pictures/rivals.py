@@ -1,0 +1,81 @@
+"""Draws rivals.png from what was measured: the loss's time and the joint's memory against others'.
+
+`python docs/pictures/rivals.py` reads benchmarks/results/cpu.csv and joint.csv.
+"""
+
+import csv
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")  # No display is wanted.
+
+import matplotlib.pyplot as plt
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE.parents[1] / "benchmarks" / "results"
+OURS, OTHERS = "#0072B2", "#999999"
+
+TIMES = {  # a program of cpu.csv, its name here
+    "ours": "this package",
+    "our pure JAX": "this package, its pure JAX",
+    "strong": "pure JAX, gradient by hand",
+    "autodiff scan": "pure JAX, gradient by JAX",
+    "remat scan": "the same, log-softmax made twice",
+    "ours, RNN-T": "this package, RNN-T",
+    "torchaudio, RNN-T": "torchaudio, RNN-T",
+}
+MEMORY = {  # the same of joint.csv
+    "chunked": "this package, chunks of frames",
+    "remat": "pure JAX, chunks of frames",
+    "whole": "this package, all logits",
+}
+
+
+def rows_of(name: str, **wanted: str) -> dict[str, dict[str, str]]:
+    with (RESULTS / name).open() as file:
+        rows = list(csv.DictReader(file))
+    return {row["program"]: row for row in rows if all(row[key] == x for key, x in wanted.items())}
+
+
+def points(axes: plt.Axes, values: dict[str, float], title: str) -> None:
+    """On a logarithmic axis, where a bar would have no beginning."""
+    for y, (name, value) in enumerate(values.items()):
+        colour = OURS if name.startswith("this package") else OTHERS
+        axes.plot(value, y, "o", color=colour, markersize=9)
+        axes.annotate(f"{value:.0f}", (value, y), (9, -4), textcoords="offset points", fontsize=11)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(min(values.values()) / 1.5, 2.5 * max(values.values()))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title(title, fontsize=12)
+    axes.tick_params(labelsize=11, length=0, which="both")
+    axes.grid(color="#DDDDDD")
+    axes.spines[:].set_visible(False)
+
+
+def main() -> None:
+    times = rows_of("cpu.csv", B="4", T="200", **{"U+1": "41"}, V="1024")
+    memory = rows_of("joint.csv", axis="T", value="800")
+    shape = memory["whole"]
+    size = [int(shape[key]) for key in ("B", "T", "U", "V")]
+    logits = 4 * size[0] * size[1] * (size[2] + 1) * size[3] / 2**20  # MiB
+    figure, (upper, lower) = plt.subplots(
+        2, figsize=(7, 5.4), layout="constrained", height_ratios=[len(TIMES), len(MEMORY) + 1]
+    )
+    points(
+        upper,
+        {name: float(times[program]["median_ms"]) for program, name in TIMES.items()},
+        "Loss and gradient, ms\nmulti-blank (2, 4, 8), logits [4, 200, 41, 1024]",
+    )
+    points(
+        lower,
+        {name: logits * float(memory[p]["temp_over_logits"]) for p, name in MEMORY.items()},
+        f"The same with a joint: temporary memory, MiB\nlogits [4, 800, 41, 512], {logits:.0f} MiB",
+    )
+    figure.savefig(HERE / "rivals.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
