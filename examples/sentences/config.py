@@ -8,6 +8,7 @@ import dacite
 import yaml
 
 from jax_mbrnnt import TDT, MultiblankRNNT, Transducer
+from speech.spec_augment import SpecAugment
 
 DIRECTORY = pathlib.Path(__file__).with_name("configs")
 
@@ -90,16 +91,6 @@ class PredictionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpecAugmentConfig:
-    """Masked bands and frames (Park et al. 2019, 2020: as many frames as the utterance is long)."""
-
-    band_masks: int = 2
-    most_bands: int = 27
-    time_masks: int = 10
-    most_time: float = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """How it is trained.
 
@@ -118,7 +109,7 @@ class TrainingConfig:
       longest_seconds: of an utterance to train on; longer ones are left out.
       max_gradient_norm: gradients are clipped to this global norm.
       speeds: at which an utterance is played, in hundredths; one is chosen each time.
-      augment: see there.
+      augment: masks of bands and frames.
     """
 
     steps: int
@@ -134,7 +125,7 @@ class TrainingConfig:
     longest_seconds: float = 25.0
     max_gradient_norm: float = 1.0
     speeds: tuple[int, ...] = (90, 100, 110)
-    augment: SpecAugmentConfig = SpecAugmentConfig()
+    augment: SpecAugment = dataclasses.field(default_factory=SpecAugment)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import soundfile
 from absl import flags
 from scipy import signal
 
-from sentences.config import AudioConfig, Config, SpecAugmentConfig
+from sentences.config import AudioConfig, Config
 from sentences.corpus import CorpusError, Sentence
 from sentences.pieces import Pieces
 from speech.batches import Batch, make_batch
@@ -162,26 +162,7 @@ def read_features(example: Example, config: Config) -> np.ndarray:
     rng = np.random.default_rng(example.seed)
     speed = int(rng.choice(config.training.speeds))
     played = signal.resample_poly(samples, 100, speed).astype(np.float32)
-    return spec_augment(log_mel(played, filters(config.audio)), config.training.augment, rng)
-
-
-def spec_augment(
-    features: np.ndarray, augment: SpecAugmentConfig, rng: np.random.Generator
-) -> np.ndarray:
-    """Returns features `[F, bands]` some bands and frames of which are the others' mean."""
-    masked, mean = features.copy(), features.mean()
-
-    def some(size: int, most: float) -> slice:
-        width = rng.integers(int(most), endpoint=True)
-        start = rng.integers(size - width, endpoint=True)
-        return slice(start, start + width)
-
-    frames, bands = features.shape
-    for _ in range(augment.band_masks):
-        masked[:, some(bands, min(augment.most_bands, bands))] = mean
-    for _ in range(augment.time_masks):
-        masked[some(frames, augment.most_time * frames)] = mean
-    return masked
+    return config.training.augment(log_mel(played, filters(config.audio)), rng)
 
 
 def _make_batch(bucket: Bucket, config: Config, own: slice, whole: list[Example]) -> Batch:

@@ -1,13 +1,17 @@
 """What the study compares: transducers, and ways to train them."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from jax_mbrnnt import TDT, MultiblankRNNT, Transducer
+from jax_mbrnnt import TDT, Transducer
+from speech.spec_augment import SpecAugment
+from spoken_words.augmentation import Augmentation
 from spoken_words.recipe import Recipe
 
 CONSTANT = ((0.0, 1.0),)
 RISING = ((0.3, 0.0), (0.7, 1.0))
+MASKS = SpecAugment(band_masks=1, most_bands=5, time_masks=3, most_time=0.015)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,26 +34,29 @@ def arms(recipe: Recipe) -> dict[str, Arm]:
 
 
 def _arms(recipe: Recipe) -> Iterator[tuple[str, Arm]]:
+    def changed(names: Iterable[str], how: str, **values: Any) -> Iterator[tuple[str, Arm]]:
+        other = dataclasses.replace(recipe, **values)
+        for name in names:
+            yield f"{name}, {how}", Arm(other.transducers[name], other)
+
+    everybody = recipe.transducers
+    jumping = ("multi-blank", "TDT")
     sigma = recipe.sigma
 
-    for name, transducer in recipe.transducers.items():
+    for name, transducer in everybody.items():
         yield name, Arm(transducer, recipe)
-    others = {
-        f"sigma {sigma} throughout": dataclasses.replace(recipe, sigma_shares=CONSTANT),
-        f"sigma from 0 to {sigma}": dataclasses.replace(recipe, sigma_shares=RISING),
-        "sigma 0": dataclasses.replace(recipe, sigma_shares=((0.0, 0.0),)),
-        "omega 0.05": dataclasses.replace(recipe, omega=0.05),
-        "omega 0.02": dataclasses.replace(recipe, omega=0.02),
-        "FastEmit 0.02": dataclasses.replace(recipe, fastemit_lambda=0.02),
-        "half the steps": dataclasses.replace(recipe, steps=recipe.steps // 2),
-        "twice the steps": dataclasses.replace(recipe, steps=2 * recipe.steps),
-    }
-    for how, other in others.items():
-        for name, transducer in other.transducers.items():
-            if name != "RNN-T" or "steps" in how:
-                yield f"{name}, {how}", Arm(transducer, other)
+    yield from changed(["TDT"], "omega 0", tdt_omega=0.0)
+    yield from changed(["multi-blank"], "omega 0.1", multiblank_omega=0.1)
+    yield from changed(["multi-blank"], "FastEmit 0", multiblank_fastemit=0.0)
+    yield from changed(jumping, f"sigma {sigma} throughout", sigma_shares=CONSTANT)
+    yield from changed(jumping, f"sigma from 0 to {sigma}", sigma_shares=RISING)
+    yield from changed(jumping, "sigma 0", sigma_shares=((0.0, 0.0),))
+    yield from changed(everybody, "masks", augmentation=Augmentation(masks=MASKS))
+    yield from changed(everybody, "nothing cut off", augmentation=Augmentation(most_cut=0))
+    yield from changed(everybody, "half the steps", steps=recipe.steps // 2)
+    yield from changed(everybody, "twice the steps", steps=2 * recipe.steps)
     for durations in ((2,), (2, 4), (2, 4, 8), tuple(range(2, 9))):
         name = ", ".join(map(str, durations)) if len(durations) < 4 else "2 to 8"
-        multiblank = MultiblankRNNT(big_blank_durations=durations, sigma=sigma)
+        multiblank = dataclasses.replace(recipe.multiblank, big_blank_durations=durations)
         yield f"multi-blank of {name}", Arm(multiblank, recipe)
     yield "TDT of 0 to 8", Arm(TDT(durations=tuple(range(9)), sigma=sigma), recipe)

@@ -7,6 +7,7 @@ import numpy as np
 
 from speech.batches import Batch, lengths, make_batch, pad
 from speech.log_mel import Filters, log_mel
+from spoken_words.augmentation import Augmentation
 from spoken_words.recordings import SAMPLE_RATE
 from spoken_words.utterances import Utterance
 
@@ -96,12 +97,14 @@ def make_buckets(utterances: Sequence[Utterance], count: int) -> list[Bucket]:
 
 
 def random_batch(
-    rng: np.random.Generator, buckets: Sequence[Bucket], batch_size: int, noise: float
+    rng: np.random.Generator, buckets: Sequence[Bucket], batch_size: int, augment: Augmentation
 ) -> Batch:
-    """Draws different utterances from one bucket and adds noise to their features."""
+    """Draws different utterances from one bucket, each as it was not heard before."""
     bucket = buckets[int(rng.integers(len(buckets)))]
     batch = bucket.take(rng.choice(len(bucket), batch_size, replace=False))
-    shape = batch.features.shape
-    return batch._replace(
-        features=batch.features + np.float32(noise) * rng.standard_normal(shape, np.float32)
-    )
+    heard = [
+        augment(features[:frames], rng)
+        for features, frames in zip(batch.features, batch.feature_lengths, strict=True)
+    ]
+    padded = pad(heard, batch.features.shape[1])
+    return batch._replace(features=padded, feature_lengths=lengths(heard))

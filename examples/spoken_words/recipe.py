@@ -4,6 +4,7 @@ import dataclasses
 
 from jax_mbrnnt import TDT, MultiblankRNNT, Transducer
 from speech.schedule import share_at
+from spoken_words.augmentation import Augmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Recipe:
       width: channels of the encoder, the prediction network and the joint.
       dilations: dilation of each convolution block of the encoder.
       context: how many of the last characters the prediction network sees.
-      feature_noise: standard deviation of the noise added to the features in training.
+      augmentation: of the utterances in training.
       batch_size: utterances of a training step.
       buckets: groups of utterances of like length; each is padded, and compiled, on its own.
       steps: training steps.
@@ -30,9 +31,10 @@ class Recipe:
       checkpoint_every: steps between two checkpoints.
       big_blank_durations: frames (of 40 ms) that the multi-blank recogniser's big blanks cover.
       durations: frames that a character or a blank of the TDT covers.
-      omega: share of the utterances that are learnt without jumps of several frames. So a
-        recogniser learns what to do at every frame, also at those that it would have skipped.
-      fastemit_lambda: by how much labels are favoured over blanks, and so over jumps (FastEmit).
+      tdt_omega: share of the utterances that the TDT learns without jumps of several frames. So
+        it learns what to do at every frame, also at those that it would have skipped.
+      multiblank_omega: the same of multi-blank, which then jumps much less.
+      multiblank_fastemit: by how much its labels are favoured over blanks, and so over jumps.
       sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
       sigma_shares: how much of it counts when: shares of the steps and of sigma, linear in between.
         What is left of it at the end costs words: see the study.
@@ -45,19 +47,20 @@ class Recipe:
     width: int = 128
     dilations: tuple[int, ...] = (1, 2, 4, 2, 1)
     context: int = 4
-    feature_noise: float = 0.1
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     batch_size: int = 8
     buckets: int = 3
     steps: int = 1400
     warmup_steps: int = 100
-    peak_learning_rate: float = 2e-3
+    peak_learning_rate: float = 3e-3
     weight_decay: float = 1e-3
     max_gradient_norm: float = 5.0
     checkpoint_every: int = 200
     big_blank_durations: tuple[int, ...] = (3, 6)
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
-    omega: float = 0.0
-    fastemit_lambda: float = 0.0
+    tdt_omega: float = 0.1
+    multiblank_omega: float = 0.0
+    multiblank_fastemit: float = 0.02
     sigma: float = 0.05
     sigma_shares: tuple[tuple[float, float], ...] = ((0.4, 1.0), (0.8, 0.0))
 
@@ -68,12 +71,20 @@ class Recipe:
     @property
     def transducers(self) -> dict[str, Transducer]:
         """The recognisers to compare; all that differs between them is said here."""
-        options = {"sigma": self.sigma, "fastemit_lambda": self.fastemit_lambda}
-        return {
-            "RNN-T": MultiblankRNNT(),
-            "multi-blank": MultiblankRNNT(big_blank_durations=self.big_blank_durations, **options),
-            "TDT": TDT(durations=self.durations, **options),
-        }
+        tdt = TDT(durations=self.durations, sigma=self.sigma)
+        return {"RNN-T": MultiblankRNNT(), "multi-blank": self.multiblank, "TDT": tdt}
+
+    @property
+    def multiblank(self) -> MultiblankRNNT:
+        return MultiblankRNNT(
+            big_blank_durations=self.big_blank_durations,
+            sigma=self.sigma,
+            fastemit_lambda=self.multiblank_fastemit,
+        )
+
+    def omega_of(self, transducer: Transducer) -> float:
+        """The share of the utterances that it learns without jumps."""
+        return self.tdt_omega if isinstance(transducer, TDT) else self.multiblank_omega
 
 
 FULL = Recipe()

@@ -61,15 +61,12 @@ def train(
             on_step(last_step, losses[-1])
         for step in range(len(losses), recipe.steps):
             rng = np.random.default_rng((seed, step))
-            batch = random_batch(rng, buckets, recipe.batch_size, recipe.feature_noise)
-            batch = devices.spread(mesh, devices.own_part(batch))
-            share, has_jumps = (
-                recipe.sigma_share(step),
-                rng.random(recipe.batch_size) >= recipe.omega,
-            )
-            losses.append(
-                float(train_step(recogniser, optimizer, batch, share, has_jumps, chunked_joint))
-            )
+            batch = random_batch(rng, buckets, recipe.batch_size, recipe.augmentation)
+            has_jumps = rng.random(recipe.batch_size) >= recipe.omega_of(transducer)
+            own = devices.spread(mesh, devices.own_part(batch))
+            share = recipe.sigma_share(step)
+            loss = train_step(recogniser, optimizer, own, share, has_jumps, chunked_joint)
+            losses.append(float(loss))
             on_step(step + 1, losses[-1])
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 others = {"losses": ocp.args.JsonSave(losses)}
