@@ -1,7 +1,9 @@
 """From utterances to padded batches of log-mel features and characters."""
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -83,12 +85,17 @@ class Bucket:
 
 def make_bucket(utterances: Sequence[Utterance]) -> Bucket:
     """Puts utterances into one bucket, in their order."""
-    return Bucket(utterances, [features_of(utterance.waveform) for utterance in utterances])
+    return Bucket(utterances, _features_of(utterances))
+
+
+def _features_of(utterances: Sequence[Utterance]) -> list[np.ndarray]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the filter bank lets go of the interpreter
+        return list(pool.map(features_of, (utterance.waveform for utterance in utterances)))
 
 
 def make_buckets(utterances: Sequence[Utterance], count: int) -> list[Bucket]:
     """Sorts utterances by length into buckets of equal sizes."""
-    features = [features_of(utterance.waveform) for utterance in utterances]
+    features = _features_of(utterances)
     by_length = np.argsort([len(frames) for frames in features], kind="stable")
     return [
         Bucket([utterances[i] for i in rows], [features[i] for i in rows])
