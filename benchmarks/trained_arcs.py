@@ -19,11 +19,14 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 from speech import devices
 from speech.batches import Batch
-from spoken_words import train
 from spoken_words.features import make_bucket, make_buckets
 from spoken_words.model import Recogniser
 from spoken_words.recipe import FULL, QUICK
+from spoken_words.recordings import DEBIAN_DIRECTORY, choose_recordings
+from spoken_words.training import train
+from spoken_words.utterances import make_sets
 
+SEED = 0
 UTTERANCES = 8
 
 
@@ -50,7 +53,7 @@ def write(path: pathlib.Path, recogniser: Recogniser, batch: Batch) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
     parser.add_argument("--synthetic", action="store_true")
-    parser.add_argument("--recordings", type=pathlib.Path, default=train.DEBIAN_DIRECTORY)
+    parser.add_argument("--recordings", type=pathlib.Path, default=DEBIAN_DIRECTORY)
 
 
 def run(report: Report, arguments: argparse.Namespace) -> None:
@@ -59,20 +62,20 @@ def run(report: Report, arguments: argparse.Namespace) -> None:
 
     mesh = devices.make_mesh(1, None, None, None)  # before anything starts the backend
     recipe = QUICK if arguments.quick else FULL
-    options = train.Options(recordings=arguments.recordings, synthetic=arguments.synthetic)
-    recordings = train.choose_recordings(options, recipe)
-    training_set, test_set = train.make_sets(options.seed, recordings, recipe)
+    source = arguments.recordings, arguments.synthetic
+    recordings = choose_recordings(*source, recipe.vocabulary)
+    training_set, test_set = make_sets(SEED, recordings, recipe)
     buckets, unseen = make_buckets(training_set, recipe.buckets), make_bucket(test_set[:UTTERANCES])
     for name, transducer in recipe.transducers.items():
         name = name.lower().replace("-", "")
-        untrained = Recogniser(recipe, transducer, rngs=nnx.Rngs(options.seed))
+        untrained = Recogniser(recipe, transducer, rngs=nnx.Rngs(SEED))
         write(directory / f"{name}-untrained.npz", untrained, unseen.whole())
         with tempfile.TemporaryDirectory() as checkpoints:
-            trained, losses = train.train(
+            trained, losses = train(
                 recipe,
                 transducer,
                 buckets,
-                options.seed,
+                SEED,
                 pathlib.Path(checkpoints),
                 mesh,
                 lambda step, loss: None,
