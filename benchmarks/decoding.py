@@ -144,23 +144,23 @@ class Task:
     def _options(self) -> dict[str, Any]:
         return {"initial_state": self.case.initial_state, "max_labels": self.case.frames}
 
+    def functions(self, params: Params) -> list[Callable[..., Any]]:
+        return [functools.partial(f, params) for f in (self.joint, self.case.predict)]
+
     def ours(self, params: Params, encoded: jax.Array, lengths: jax.Array, **options: Any) -> Any:
-        functions = (functools.partial(f, params) for f in (self.joint, self.case.predict))
         options = self._options | options
-        return greedy_decode(self.transducer, *functions, encoded, lengths, **options)
+        return greedy_decode(self.transducer, *self.functions(params), encoded, lengths, **options)
 
     def beam(self, params: Params, encoded: jax.Array, lengths: jax.Array) -> Any:
         """The best hypothesis alone."""
-        functions = (functools.partial(f, params) for f in (self.joint, self.case.predict))
         options = self._options | {"beam": BEAM}
-        found = beam_decode(self.transducer, *functions, encoded, lengths, **options)
+        found = beam_decode(self.transducer, *self.functions(params), encoded, lengths, **options)
         return found._replace(frames=found.frames[:, 0])
 
     def rival(self, search: Any, params: Params, encoded: jax.Array, lengths: jax.Array) -> Any:
-        functions = (functools.partial(f, params) for f in (self.joint, self.case.predict))
         arcs = searches.arcs_of(self.transducer, self.scores)
-        rest = self.case.initial_state, self.start, self.case.frames
-        return search(arcs, *functions, encoded, lengths, *rest)
+        networks = searches.Networks(arcs, *self.functions(params), self.start)
+        return search(networks, encoded, lengths, self.case.initial_state, self.case.frames)
 
     def whole(self, search: Callable[..., Any]) -> Call:
         operands = self.params, self.encoded, self.lengths
@@ -176,9 +176,8 @@ class Task:
         """
 
         def stream(params: Params) -> GreedyStream:
-            functions = (functools.partial(f, params) for f in (self.joint, self.case.predict))
             how = self._options | {"max_labels": None} | options
-            return GreedyStream(self.transducer, *functions, **how)
+            return GreedyStream(self.transducer, *self.functions(params), **how)
 
         def step(params: Params, *rest: Any) -> Any:
             return stream(params).step(*rest)

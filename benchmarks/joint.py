@@ -118,8 +118,7 @@ class Steps:
     def measure(self, seconds: float, rounds: tuple[int, int], case: str = "") -> list[Row]:
         calls = {name: Call(p, lambda: self.operands) for name, p in self.programs.items()}
         interleave(calls, seconds, rounds)
-        sizes = dict(zip("BTUV", self.shape[2:6], strict=True))
-        where = {"shape": self.shape.name, "case": case, **sizes}
+        where = self.shape.where | {"case": case}
         rows = [Row.of_call(name, call, **where) for name, call in calls.items()]
         for name in calls:
             temporary = self.temporary(name)

@@ -94,8 +94,7 @@ def measure(
         num_bytes = programs.problem(KINDS[kind], dtype).logits.nbytes
         floor = 3e3 * num_bytes / (bandwidth * 1e12)
         rows.append(Row(label("floor", KINDS[kind], dtype), "ms", floor))
-    where = {"shape": of.name, "B": of.B, "T": of.T, "U": of.U, "V": of.V, "case": case}
-    return [dataclasses.asdict(row) | where for row in rows]
+    return [dataclasses.asdict(row) | of.where | {"case": case} for row in rows]
 
 
 def measure_each(
@@ -182,15 +181,14 @@ def rows_of_memory(shape: Shape, every: bool, quick: bool) -> list[Row]:
     if every and not quick:
         rivals = ("autodiff scan", "remat scan", "our pure JAX")
         programs += [(which, "multi-blank") for which in rivals]
-    where = {"shape": shape.name, "B": shape.B, "T": shape.T, "U": shape.U, "V": shape.V}
     rows = []
     for which, kind in programs:
         name = label(which, KINDS[kind], "f32")
         try:
             grown = apart.call(memory.growth, shape=shape.name, kind=kind, which=which)
-            rows.append(Row(name, "growth / logits", grown, **where))
+            rows.append(Row(name, "growth / logits", grown, **shape.where))
         except subprocess.CalledProcessError as error:
-            rows.append(Row(name, "growth / logits", note=f"fails: {error}", **where))
+            rows.append(Row(name, "growth / logits", note=f"fails: {error}", **shape.where))
     return rows
 
 

@@ -38,8 +38,9 @@ class Shape(NamedTuple):
         return self.B * self.T * (self.U + 1)
 
     @property
-    def goals(self) -> dict[str, float]:
-        return {"f32": self.goal_f32, "bf16": self.goal_bf16}
+    def where(self) -> dict[str, Any]:
+        """What a row says of it."""
+        return {"shape": self.name, "B": self.B, "T": self.T, "U": self.U, "V": self.V}
 
     def sizes(self) -> str:
         return f"{self.B},{self.T},{self.U},{self.V}"

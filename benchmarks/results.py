@@ -106,26 +106,25 @@ def places_of(rows: Iterable[Row], quantity: str) -> list[str]:
     return list(dict.fromkeys(place(row) for row in rows if row.quantity == quantity))
 
 
-def lines_of(rows: Sequence[Row], quantity: str) -> Iterator[str]:
-    """Programs downwards, problems across."""
+def _cells(rows: Sequence[Row], quantity: str) -> list[list[str]]:
+    """A head, and programs downwards, problems across."""
     cells = by_program(rows, quantity)
     places = places_of(rows, quantity)
-    yield from table(
+    return [
         [f"{quantity}; B,T,U,V:", *places],
-        ([p, *(of[x].cell() if x in of else "-" for x in places)] for p, of in cells.items()),
-    )
+        *([p, *(of[x].cell() if x in of else "-" for x in places)] for p, of in cells.items()),
+    ]
+
+
+def lines_of(rows: Sequence[Row], quantity: str) -> Iterator[str]:
+    head, *lines = _cells(rows, quantity)
+    yield from table(head, lines)
 
 
 def lines_by_problem(rows: Sequence[Row], quantity: str) -> Iterator[str]:
     """The same turned round, where there are many problems."""
-    cells = by_program(rows, quantity)
-    yield from table(
-        [f"{quantity}; B,T,U,V:", *cells],
-        (
-            [x, *(of[x].cell() if x in of else "-" for of in cells.values())]
-            for x in places_of(rows, quantity)
-        ),
-    )
+    head, *lines = zip(*_cells(rows, quantity), strict=True)
+    yield from table(head, lines)
 
 
 def lines_of_ratios(rows: Sequence[Row], ratios: Iterable[Ratio]) -> Iterator[str]:

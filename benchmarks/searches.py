@@ -1,7 +1,7 @@
 """Other ways to search greedily, in JAX: what `decoding.py` compares with.
 
-All take `joint` and `predict` as `greedy_decode` does, and one head of scores alone, or two as a
-`TDT` has: `arcs_of` says what a row stands for.
+All take networks as `greedy_decode` does, and one head of scores alone, or two as a `TDT` has:
+`arcs_of` says what a row stands for.
 """
 
 from collections.abc import Callable
@@ -86,79 +86,80 @@ def emitted(
     )
 
 
+class Networks(NamedTuple):
+    """What all of them ask."""
+
+    arcs: Arcs
+    joint: Any
+    predict: Any
+    start: int
+
+    def ask(
+        self,
+        row: jax.Array,
+        active: jax.Array,
+        frame: jax.Array,
+        prediction: Any,
+        memory: Any,
+        r: Result,
+    ) -> tuple[jax.Array, jax.Array, Any, Any, Result]:
+        """Of the utterances `active`: which say a label, durations, prediction, memory, result."""
+        label, emits, duration, log_prob = self.arcs(self.joint(row, prediction))
+        emits &= active
+        r = emitted(r, active, emits, label, log_prob, frame)
+        after = self.predict(jnp.where(emits, label, self.start), memory)
+        return emits, duration, *select(emits, after, (prediction, memory)), r
+
+
 def one_at_a_time(
-    arcs: Arcs,
-    joint: Any,
-    predict: Any,
-    encoded: jax.Array,
-    lengths: jax.Array,
-    initial: Any,
-    start: int,
-    room: int,
+    networks: Networks, encoded: jax.Array, lengths: jax.Array, initial: Any, room: int
 ) -> Result:
     """`greedy_decode` as it was: a joint and a prediction a turn, each utterance at its own frame.
 
     No label here is followed by ten others at its frame, so that limit is left out.
     """
-    zeros = jnp.zeros(len(encoded), jnp.int32)
 
     def turn(state):
-        frame, prediction, memory, r = state
+        frame, *rest = state
         active = frame < lengths
         row = jax.vmap(lambda x, i: lax.dynamic_index_in_dim(x, i, keepdims=False))(encoded, frame)
-        label, emits, duration, log_prob = arcs(joint(row, prediction))
-        emits &= active
-        r = emitted(r, active, emits, label, log_prob, frame)
-        after = predict(jnp.where(emits, label, start), memory)
-        prediction, memory = select(emits, after, (prediction, memory))
+        _, duration, *rest = networks.ask(row, active, frame, *rest)
         frame += jnp.where(active, jnp.minimum(duration, lengths - frame), 0)
-        return frame, prediction, memory, r
+        return frame, *rest
 
-    return _search(turn, zeros, lengths, predict, initial, start, room)
+    return _search(turn, networks, lengths, initial, room)
 
 
-def _search(turn, zeros, lengths, predict, initial, start, room) -> Result:
+def _search(turn, networks: Networks, lengths: jax.Array, initial: Any, room: int) -> Result:
+    zeros = jnp.zeros_like(lengths)
     nothing = jnp.full((len(zeros), room), -1, jnp.int32)
     result = Result(nothing, zeros, nothing, zeros.astype(jnp.float32), zeros, zeros, zeros + 1)
-    prediction, memory = predict(zeros + start, initial)
+    prediction, memory = networks.predict(zeros + networks.start, initial)
     state = zeros, prediction, memory, result
     return lax.while_loop(lambda state: jnp.any(state[0] < lengths), turn, state)[3]
 
 
 def frame_by_frame(
-    arcs: Arcs,
-    joint: Any,
-    predict: Any,
-    encoded: jax.Array,
-    lengths: jax.Array,
-    initial: Any,
-    start: int,
-    room: int,
+    networks: Networks, encoded: jax.Array, lengths: jax.Array, initial: Any, room: int
 ) -> Result:
     """In the manner of NeMo's older batched decoders: the batch is at one frame.
 
     At a frame the joint and the prediction network run until nobody has a label; then all go on by
     the shortest jump of the batch.
     """
-    zeros = jnp.zeros(len(encoded), jnp.int32)
 
     def turn(state):
-        frame, prediction, memory, r = state
+        frame, *rest = state
         row = lax.dynamic_index_in_dim(encoded, frame[0], axis=1, keepdims=False)
 
         def ask(inner):
-            _, prediction, memory, asks, jump, r = inner
-            label, emits, duration, log_prob = arcs(joint(row, prediction))
-            emits &= asks
-            r = emitted(r, asks, emits, label, log_prob, frame)
-            after = predict(jnp.where(emits, label, start), memory)
-            prediction, memory = select(emits, after, (prediction, memory))
+            asks, jump, *rest = inner
+            emits, duration, *rest = networks.ask(row, asks, frame, *rest)
             jump = jnp.where(asks, duration, jump)
-            asks &= emits & (duration == 0)
-            return jnp.any(asks), prediction, memory, asks, jump, r
+            return asks & emits & (duration == 0), jump, *rest
 
-        inner = jnp.bool_(True), prediction, memory, frame < lengths, zeros + 1, r
-        _, prediction, memory, _, jump, r = lax.while_loop(lambda inner: inner[0], ask, inner)
-        return frame + jnp.min(jump), prediction, memory, r
+        inner = frame < lengths, jnp.ones_like(frame), *rest
+        _, jump, *rest = lax.while_loop(lambda inner: jnp.any(inner[0]), ask, inner)
+        return frame + jnp.min(jump), *rest
 
-    return _search(turn, zeros, lengths, predict, initial, start, room)
+    return _search(turn, networks, lengths, initial, room)

@@ -30,8 +30,6 @@ TRANSDUCERS: dict[str, dict[str, Any]] = {
 }
 DEVICES, BATCH, CORE = 8, 16, (5, 4, 8)
 TOLERANCE = 1e-5  # of float32 against the twin in float64
-
-
 OPTIONS: dict[str, Any] = {}
 OF_EACH_TRANSDUCER = pytest.mark.parametrize("transducer", TRANSDUCERS, indirect=True)
 

@@ -1,8 +1,8 @@
-"""Is every line of the contract at the edges kept, by both implementations?
+"""Are -inf and poison at the edges what the contract says, by both implementations?
 
-The contract: -inf logits are legal, and an impossible utterance has an infinite loss and a gradient
-of zero. NaN, +inf and a label or length out of range poison their own utterance and no other.
-Padding is never looked at.
+-inf logits are legal, and an impossible utterance has an infinite loss and a gradient of zero. NaN
+and +inf poison their own utterance and no other. Lengths and padding: test_edges_of_lengths.py;
+sizes and finite masks: test_edges_of_numbers.py.
 """
 
 import jax

@@ -1,7 +1,6 @@
 """From utterances to padded batches of log-mel features and characters."""
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -89,7 +88,7 @@ def make_bucket(utterances: Sequence[Utterance]) -> Bucket:
 
 
 def _features_of(utterances: Sequence[Utterance]) -> list[np.ndarray]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the filter bank lets go of the interpreter
+    with ThreadPoolExecutor() as pool:  # the filter bank lets go of the interpreter
         return list(pool.map(features_of, (utterance.waveform for utterance in utterances)))
 
 

@@ -71,16 +71,13 @@ class Recipe:
     @property
     def transducers(self) -> dict[str, Transducer]:
         """The recognisers to compare; all that differs between them is said here."""
-        tdt = TDT(durations=self.durations, sigma=self.sigma)
-        return {"RNN-T": MultiblankRNNT(), "multi-blank": self.multiblank, "TDT": tdt}
-
-    @property
-    def multiblank(self) -> MultiblankRNNT:
-        return MultiblankRNNT(
+        big = MultiblankRNNT(
             big_blank_durations=self.big_blank_durations,
             sigma=self.sigma,
             fastemit_lambda=self.multiblank_fastemit,
         )
+        tdt = TDT(durations=self.durations, sigma=self.sigma)
+        return {"RNN-T": MultiblankRNNT(), "multi-blank": big, "TDT": tdt}
 
     def omega_of(self, transducer: Transducer) -> float:
         """The share of the utterances that it learns without jumps."""
