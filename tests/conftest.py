@@ -9,9 +9,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import xla_flags
+
 # Read once, when JAX starts its backend: this has to stand before the first import of jax.
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [os.environ.get("XLA_FLAGS", ""), xla_flags.EIGHT_DEVICES, *xla_flags.quick_to_compile()]
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -81,7 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     backend = config.getoption("backend")
-    if backend != "gpu":  # nearly all of the tests' time is the compiler's
+    if backend != "gpu":  # the other half of the compiler's time
         jax.config.update("jax_disable_most_optimizations", True)
     if backend == "gpu":
         jax.config.update("jax_platforms", "cuda,cpu")

@@ -3,6 +3,7 @@
 import doctest
 import pathlib
 import re
+import runpy
 from collections.abc import Iterator
 
 import jax
@@ -40,3 +41,11 @@ def test_page(page: pathlib.Path) -> None:
     names: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         exec(block, names)
+
+
+@pytest.mark.parametrize("name", ["lattice", "rivals"])
+def test_picture(name: str, tmp_path: pathlib.Path) -> None:
+    """Its program still draws it: with the names of the package, of the results kept."""
+    picture = tmp_path / "picture.png"
+    runpy.run_path(str(ROOT / "docs" / "pictures" / f"{name}.py"))["main"](picture)
+    assert picture.stat().st_size > 10_000

@@ -77,7 +77,7 @@ def draw(axes: plt.Axes, name: str, transducer: Transducer) -> None:
     axes.spines[:].set_visible(False)
 
 
-def main() -> None:
+def main(picture: pathlib.Path) -> None:
     transducers = {
         "RNN-T": MultiblankRNNT(),
         "Multi-blank, durations 2 and 4": MultiblankRNNT(big_blank_durations=(2, 4)),
@@ -93,8 +93,8 @@ def main() -> None:
         for d, colour in BLANK_COLOURS.items()
     ]
     figure.legend(handles=legend, loc="outside lower center", ncols=5, frameon=False, fontsize=11)
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=130)
+    figure.savefig(picture, dpi=130)
 
 
 if __name__ == "__main__":
-    main()
+    main(pathlib.Path(__file__).with_suffix(".png"))
