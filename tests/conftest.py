@@ -58,7 +58,10 @@ OF_VALUES = {
     "test_transforms",
 }
 
-# Their tests are few, and take long.
+# The longest come first, so that no worker is left with one of them at the end.
+FIRST = ["test_sentences", "test_example", "test_native", "test_cuda_build"]
+
+# Their tests are few, and take long; most come last, for whoever has nothing to do.
 LONG = {
     "test_cuda_build",
     "test_example",
@@ -103,7 +106,13 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
     return True if of_the_cpu and config.getoption("backend") != "cpu" else None
 
 
+def _turn(item: pytest.Item) -> int:
+    file = item.path.stem
+    return FIRST.index(file) - len(FIRST) if file in FIRST else int(file in LONG)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)
     if config.getoption("backend") == "cpu":
         return
 
@@ -122,6 +131,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     Those of `LONG` files have not, and are left for whoever has nothing to do.
     """
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # by their number of tests
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
