@@ -18,7 +18,6 @@ BENCHMARKS = {
     "decoding": "greedy and beam search and streams, beside other searches",
     "sass": "what nvcc made of the CUDA kernels, without a GPU",
     "exact_chunks": "how much of the lattice the CUDA sweep does exactly, without a GPU",
-    "trained_arcs": "what the example's recognisers give, for exact_chunks",
 }
 
 

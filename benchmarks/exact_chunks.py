@@ -1,7 +1,7 @@
 """How much of the lattice the CUDA sweep does exactly, which is slow, and how well it does it.
 
-Runs the CUDA sources on the CPU (tests/simt/), over arcs made by the recipes below and those that
-`trained_arcs.py` wrote, beside the pure-JAX lattice in float64. Needs no GPU and takes minutes.
+Runs the CUDA sources on the CPU (tests/simt/), over arcs made by the recipes below and, if asked,
+those of trained recognisers, beside the pure-JAX lattice in float64. Needs no GPU and takes minutes.
 """
 
 import argparse
@@ -49,12 +49,6 @@ class Lattices(NamedTuple):
         frames, columns, _ = arc_log_probs.shape
         lengths = (np.array([n], np.int32) for n in (frames, columns - 1))
         return cls(arc_log_probs[None], arcs, *lengths)
-
-    @classmethod
-    def load(cls, path: pathlib.Path) -> "Lattices":
-        file = np.load(path)
-        arcs = [Arc(int(duration), bool(emits)) for duration, emits in file["arcs"]]
-        return cls(file["arc_log_probs"], arcs, file["logit_lengths"], file["label_lengths"])
 
     def outside(self) -> float:
         """The share of weights that no chunk may have but an exact one (cuda/sweep.cu)."""
@@ -243,18 +237,25 @@ posterior."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", type=pathlib.Path, nargs="*", metavar="ARCS.npz")
+    parser.add_argument(
+        "--trained",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="what examples/spoken_words/train.py wrote (with --quick: --quick --synthetic)",
+    )
     parser.add_argument("--only", default="", metavar="PATTERN", help="a part of the names")
 
 
 def run(report: Report, arguments: argparse.Namespace) -> None:
-    jax.config.update("jax_enable_x64", True)
     named = [*recipes()]
     if arguments.quick:
         named = [("untrained", lambda: Lattices.full(untrained(64, (40, 41), TDT), TDT))]
-    for file in arguments.files:
-        load = functools.partial(Lattices.load, file)
-        named.append((f"{file.parent.name}, {file.stem}", load))
+    if arguments.trained:
+        from .trained_arcs import lattices
+
+        found = dict(lattices(arguments.trained, arguments.quick))  # in float32
+        named += [(name, functools.partial(found.get, name)) for name in found]
+    jax.config.update("jax_enable_x64", True)
     chosen = ((name, make) for name, make in named if re.search(arguments.only, name))
     report.say(*LEGEND.format(EXACT_TAKES).splitlines(), "")
     report.say(*table(HEAD, (row(name, make()) for name, make in chosen)))

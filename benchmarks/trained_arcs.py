@@ -1,32 +1,29 @@
-"""Arc log-probabilities of the example's recognisers, before and after training.
+"""What the recognisers of examples/spoken_words/ give, before and after training, for exact_chunks.
 
-For `exact_chunks`: DIR/MODEL-untrained.npz and DIR/MODEL-trained.npz, of utterances that were not
-trained on. Needs what examples/spoken_words/ needs.
+Needs what the example needs, and what its train.py wrote.
 """
 
-import argparse
 import pathlib
 import sys
-import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 from flax import nnx
 
 from .apart import ROOT
-from .results import Report
+from .exact_chunks import Lattices
 
 sys.path.insert(0, str(ROOT / "examples"))
 
-from speech import devices
 from speech.batches import Batch
-from spoken_words.features import make_bucket, make_buckets
+from spoken_words.features import make_bucket
 from spoken_words.model import Recogniser
 from spoken_words.recipe import FULL, QUICK
 from spoken_words.recordings import DEBIAN_DIRECTORY, choose_recordings
-from spoken_words.training import train
+from spoken_words.training import load
 from spoken_words.utterances import make_sets
 
-SEED = 0
+SEED = 0  # train.py's, so that the utterances were not trained on
 UTTERANCES = 8
 
 
@@ -38,47 +35,18 @@ def arc_log_probs(recogniser: Recogniser, batch: Batch):
     return recogniser.transducer.arc_log_probs(*operands), lengths
 
 
-def write(path: pathlib.Path, recogniser: Recogniser, batch: Batch) -> None:
-    weights, lengths = map(np.asarray, arc_log_probs(recogniser, batch))
-    np.savez_compressed(
-        path,
-        arc_log_probs=weights,
-        arcs=np.asarray(recogniser.transducer.arcs, np.int32),
-        logit_lengths=lengths,
-        label_lengths=batch.label_lengths,
-    )
-    print(path, weights.shape, flush=True)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
-    parser.add_argument("--synthetic", action="store_true")
-    parser.add_argument("--recordings", type=pathlib.Path, default=DEBIAN_DIRECTORY)
-
-
-def run(report: Report, arguments: argparse.Namespace) -> None:
-    report.directory = directory = arguments.directory
-    directory.mkdir(parents=True, exist_ok=True)
-
-    mesh = devices.make_mesh(1, None, None, None)  # before anything starts the backend
-    recipe = QUICK if arguments.quick else FULL
-    source = arguments.recordings, arguments.synthetic
-    recordings = choose_recordings(*source, recipe.vocabulary)
-    training_set, test_set = make_sets(SEED, recordings, recipe)
-    buckets, unseen = make_buckets(training_set, recipe.buckets), make_bucket(test_set[:UTTERANCES])
+def lattices(output: pathlib.Path, quick: bool) -> Iterator[tuple[str, Lattices]]:
+    """Of train.py's output; `quick`: of what `train.py --quick --synthetic` wrote."""
+    recipe = QUICK if quick else FULL
+    recordings = choose_recordings(DEBIAN_DIRECTORY, quick, recipe.vocabulary)
+    _, test_set = make_sets(SEED, recordings, recipe)
+    batch = make_bucket(test_set[:UTTERANCES]).whole()
     for name, transducer in recipe.transducers.items():
-        name = name.lower().replace("-", "")
+        trained = load(recipe, transducer, output.resolve() / "checkpoints" / name)
         untrained = Recogniser(recipe, transducer, rngs=nnx.Rngs(SEED))
-        write(directory / f"{name}-untrained.npz", untrained, unseen.whole())
-        with tempfile.TemporaryDirectory() as checkpoints:
-            trained, losses = train(
-                recipe,
-                transducer,
-                buckets,
-                SEED,
-                pathlib.Path(checkpoints),
-                mesh,
-                lambda step, loss: None,
+        for when, recogniser in {"untrained": untrained, "trained": trained}.items():
+            weights, lengths = map(np.asarray, arc_log_probs(recogniser, batch))
+            yield (
+                f"{name}, {when}",
+                Lattices(weights, transducer.arcs, lengths, np.asarray(batch.label_lengths)),
             )
-        report.say(f"{name}: {losses[0]:.2f} -> {losses[-1]:.3f} nats a character")
-        write(directory / f"{name}-trained.npz", trained, unseen.whole())
