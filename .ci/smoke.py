@@ -6,6 +6,7 @@ python smoke.py [--cuda-kernels]
 import dataclasses
 import math
 import sys
+import sysconfig
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ import jax_mbrnnt
 from jax_mbrnnt import TDT, MultiblankRNNT, _ffi, greedy_decode, rnnt_loss
 
 assert "site-packages" in jax_mbrnnt.__file__, jax_mbrnnt.__file__
+if sysconfig.get_config_var("Py_GIL_DISABLED"):  # nothing has switched it on
+    assert not sys._is_gil_enabled()
 if "--cuda-kernels" in sys.argv:  # they import where there is neither driver nor GPU
     assert "cuda" in _ffi.MODULES
 
