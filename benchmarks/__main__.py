@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import pathlib
+import signal
 import sys
 import time
 
@@ -52,6 +53,7 @@ def main() -> int:
 
     from benchmarks.results import Report
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of `finally`
     start = time.monotonic()
     report = Report(name, arguments.out or (None if arguments.quick else results))
     try:
