@@ -1,7 +1,7 @@
 """How much of the lattice the CUDA sweep does exactly, which is slow, and how well it does it.
 
 Runs the CUDA sources on the CPU (tests/simt/), over arcs made by the recipes below and, if asked,
-those of trained recognisers, beside the pure-JAX lattice in float64. Needs no GPU and takes minutes.
+those of trained recognisers, beside the pure-JAX lattice in float64. Needs no GPU, takes minutes.
 """
 
 import argparse
