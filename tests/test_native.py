@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -129,24 +130,46 @@ def test_oracle_with_every_instruction_set(isa: str, compilation_cache: dict[str
     assert " failed" not in run.stdout
 
 
-def cuda_test(
-    into: pathlib.Path, kernels: list[pathlib.Path], of_kernels: list[str], of_all: list[str]
-) -> pathlib.Path:
-    """The CUDA kernels' test program over the emulator."""
-    objects = simt_module.compile_all(kernels, into, "-O1", *of_kernels, *of_all)
-    others = [NATIVE / "cuda_test.cc", *simt_module.EMULATOR]
-    objects += simt_module.compile_all(others, into, "-O1", *of_all)
-    program = into / "cuda_test"
-    subprocess.run([compiler(), *of_all, *objects, "-o", program], check=True)
+CUDA_TEST = [NATIVE / "cuda_test.cc", *simt_module.EMULATOR]
+
+
+def link(objects: list[str], program: pathlib.Path, *flags: str) -> pathlib.Path:
+    subprocess.run([compiler(), *flags, *objects, "-pthread", "-o", program], check=True)
     return program
 
 
 def test_cuda_kernels_under_sanitizers(tmp_path: pathlib.Path) -> None:
-    assert_as_expected(cuda_test(tmp_path, simt_module.KERNELS, [], SANITIZE.split()))
+    sources, flags = [*simt_module.KERNELS, *CUDA_TEST], SANITIZE.split()
+    objects = simt_module.compile_all(sources, tmp_path, "-O1", *flags)
+    assert_as_expected(link(objects, tmp_path / "cuda_test", *flags))
 
 
-def test_cuda_kernels_have_no_race(tmp_path: pathlib.Path) -> None:
-    assert_as_expected(cuda_test(tmp_path, simt_module.KERNELS, simt_module.ANNOUNCED, []))
+class Announced(NamedTuple):
+    """Object files, where every access of a kernel is announced to the race detector."""
+
+    kernels: dict[str, str]  # by the names of their sources
+    others: list[str]
+
+
+@pytest.fixture(scope="module")
+def announced(tmp_path_factory: pytest.TempPathFactory) -> Announced:
+    into = tmp_path_factory.mktemp("announced")
+    kernels = simt_module.compile_all(simt_module.KERNELS, into, "-O1", *simt_module.ANNOUNCED)
+    names = [source.name for source in simt_module.KERNELS]
+    others = simt_module.compile_all(CUDA_TEST, into, "-O1")
+    return Announced(dict(zip(names, kernels, strict=True)), others)
+
+
+def test_cuda_kernels_have_no_race(announced: Announced, tmp_path: pathlib.Path) -> None:
+    objects = [*announced.kernels.values(), *announced.others]
+    assert_as_expected(link(objects, tmp_path / "cuda_test"))
+
+
+def reads(source: pathlib.Path, file: pathlib.Path, *flags: str) -> bool:
+    """Whether `source` is `file` or includes it."""
+    command = [compiler(), *simt_module.FLAGS, *flags, "-MM", source]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return str(file) in found.split()
 
 
 # In which file, what stands there, what is put in its place.
@@ -172,16 +195,21 @@ SABOTAGE = {
 
 
 @pytest.mark.parametrize("what", SABOTAGE)
-def test_sabotage_of_the_cuda_kernels_is_noticed(what: str, tmp_path: pathlib.Path) -> None:
+def test_sabotage_of_the_cuda_kernels_is_noticed(
+    what: str, announced: Announced, tmp_path: pathlib.Path
+) -> None:
     file, there, instead = SABOTAGE[what]
     cuda = tmp_path / "cuda"
     shutil.copytree(ROOT / "cuda", cuda, ignore=shutil.ignore_patterns("ptx.h", "binding.cc"))
     text = (cuda / file).read_text()
     assert text.count(there) == 1
     (cuda / file).write_text(text.replace(there, instead))
-    sources = sorted(cuda.glob("*.cu"))
-    flags = [*simt_module.ANNOUNCED, "-iquote", str(tmp_path)]  # before the project's own
-    program = cuda_test(tmp_path, sources, flags, [])
+    quoted = ["-iquote", str(tmp_path)]  # before the project's own
+    changed = [source for source in cuda.glob("*.cu") if reads(source, cuda / file, *quoted)]
+    flags = [*simt_module.ANNOUNCED, *quoted]
+    again = simt_module.compile_all(changed, tmp_path, "-O1", *flags)
+    kernels = announced.kernels | dict(zip((s.name for s in changed), again, strict=True))
+    program = link([*kernels.values(), *announced.others], tmp_path / "cuda_test")
     run = subprocess.run([program], capture_output=True, text=True, timeout=120)
     assert run.returncode != 0
     assert run.stderr.startswith("simt: race: ")
