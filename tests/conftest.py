@@ -86,7 +86,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     backend = config.getoption("backend")
-    if backend != "gpu":  # the other half of the compiler's time
+    if backend != "gpu":  # for the same reason as xla_flags.py
         jax.config.update("jax_disable_most_optimizations", True)
     if backend == "gpu":
         jax.config.update("jax_platforms", "cuda,cpu")

@@ -151,13 +151,18 @@ class Announced(NamedTuple):
     others: list[str]
 
 
+def announcing(sources: list[pathlib.Path], into: pathlib.Path, *flags: str) -> dict[str, str]:
+    """Kernels that announce, by the names of their sources."""
+    objects = simt_module.compile_all(sources, into, "-O1", *simt_module.ANNOUNCED, *flags)
+    return dict(zip((source.name for source in sources), objects, strict=True))
+
+
 @pytest.fixture(scope="module")
 def announced(tmp_path_factory: pytest.TempPathFactory) -> Announced:
+    """What has no sabotage in it, compiled once."""
     into = tmp_path_factory.mktemp("announced")
-    kernels = simt_module.compile_all(simt_module.KERNELS, into, "-O1", *simt_module.ANNOUNCED)
-    names = [source.name for source in simt_module.KERNELS]
     others = simt_module.compile_all(CUDA_TEST, into, "-O1")
-    return Announced(dict(zip(names, kernels, strict=True)), others)
+    return Announced(announcing(simt_module.KERNELS, into), others)
 
 
 def test_cuda_kernels_have_no_race(announced: Announced, tmp_path: pathlib.Path) -> None:
@@ -206,9 +211,7 @@ def test_sabotage_of_the_cuda_kernels_is_noticed(
     (cuda / file).write_text(text.replace(there, instead))
     quoted = ["-iquote", str(tmp_path)]  # before the project's own
     changed = [source for source in cuda.glob("*.cu") if reads(source, cuda / file, *quoted)]
-    flags = [*simt_module.ANNOUNCED, *quoted]
-    again = simt_module.compile_all(changed, tmp_path, "-O1", *flags)
-    kernels = announced.kernels | dict(zip((s.name for s in changed), again, strict=True))
+    kernels = announced.kernels | announcing(changed, tmp_path, *quoted)
     program = link([*kernels.values(), *announced.others], tmp_path / "cuda_test")
     run = subprocess.run([program], capture_output=True, text=True, timeout=120)
     assert run.returncode != 0

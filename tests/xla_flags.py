@@ -1,6 +1,7 @@
 """What the tests ask of XLA: on a CPU nearly all of their time is its compiler's.
 
-.ci/smoke.py and the tests with processes of their own (test_processes.py) run by its defaults.
+Processes that tests start inherit it, but for those of test_processes.py and test_h100.py, which
+name flags of their own. .ci/smoke.py runs by XLA's defaults.
 """
 
 import importlib.metadata
