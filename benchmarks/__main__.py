@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # `python -m` looks into the clone first, where the package lies without its compiled modules. An
 # installed one comes before that.
 sys.path[:] = [path for path in sys.path if pathlib.Path(path).resolve() != ROOT] + [str(ROOT)]
+sys.path.append(str(ROOT / "tests"))  # what sass and exact_chunks share with them
 
 BENCHMARKS = {
     "loss": "value_and_grad beside floors, rivals and peers, on the CPU or a GPU; memory",

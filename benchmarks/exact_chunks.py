@@ -15,19 +15,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cases
 import jax
 import numpy as np
+import simt_module
 from numpy.typing import NDArray
 
 from jax_mbrnnt import Arc, multiblank_arcs, rnnt_arcs, tdt_arcs
 
 from .apart import ROOT
 from .results import Report, table
-
-sys.path.append(str(ROOT / "tests"))
-
-import cases
-import simt_module
 
 Weights = NDArray[np.float32]
 MULTIBLANK = multiblank_arcs((2, 4, 8))

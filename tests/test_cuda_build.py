@@ -5,15 +5,11 @@ Most of it needs nvcc and nvdisasm. `python -m benchmarks sass` prints what is a
 
 import pathlib
 import re
-import sys
 
 import pytest
 
-from simt_module import ROOT
-
-sys.path.append(str(ROOT))
-from benchmarks import disassembly, pipelines, sass
-from benchmarks.disassembly import Instruction, Kernel, Loop, decode
+from sass import disassembly, hot_loops, pipelines
+from sass.disassembly import Instruction, Kernel, Loop, decode
 
 
 def missing() -> str | None:
@@ -48,18 +44,18 @@ STEP = {"SweepKernel<Planes<0, 278u>>": 95}
 
 
 def by_name(arch: int) -> dict[str, Kernel]:
-    return {kernel.name: kernel for kernel in sass.compiled(arch)}
+    return {kernel.name: kernel for kernel in hot_loops.compiled(arch)}
 
 
 @needs_tools
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_hot_kernels_stay_in_registers_and_store_packs(arch: int) -> None:
-    assert arch in sass.default_architectures()
+    assert arch in hot_loops.default_architectures()
     # No more shared memory than a block has without asking: who asks, a thread for each of two
     # shapes, may be given the other's.
     assert all(kernel.resources.shared <= 48 << 10 for kernel in by_name(arch).values())
     hot = {name: kernel for name, kernel in by_name(arch).items() if HOT.fullmatch(name)}
-    rows = [name for name in hot if re.fullmatch(sass.ROW_KERNEL, name)]
+    rows = [name for name in hot if re.fullmatch(hot_loops.ROW_KERNEL, name)]
     # 3 types of logits, rows of 2 lengths, of 1 or 2 heads, gradients with and without clamp.
     assert len(rows) == 3 * 2 * 2 * (1 + 2)
     assert any(name.startswith("SweepKernel") for name in hot)
@@ -70,31 +66,35 @@ def test_hot_kernels_stay_in_registers_and_store_packs(arch: int) -> None:
             assert kernel.resources.registers <= 128 or "double" in name, name
     for name in rows:
         if name.startswith("LogitGradients"):
-            code = sass.RowKernel(hot[name], arch).body.code
+            code = hot_loops.RowKernel(hot[name], arch).body.code
             stores = [i.bytes for i in code if i.name == "STG"]
-            assert (name, stores) == (name, [sass.PACK_BYTES] * sass.PACKS_A_ROUND)
+            assert (name, stores) == (name, [hot_loops.PACK_BYTES] * hot_loops.PACKS_A_ROUND)
 
 
 @needs_tools
 @pytest.mark.parametrize("name", BODY)
 def test_rows_take_few_instructions(name: str) -> None:
-    kernel = sass.RowKernel(by_name(90)[name], 90)
+    kernel = hot_loops.RowKernel(by_name(90)[name], 90)
     body, row = kernel.body.count, kernel.row_count()
     assert 0 < body <= BODY[name]
-    assert sass.V // (sass.WARP * kernel.elements) * body < row <= ROW[name.partition("Kernel")[0]]
+    assert (
+        hot_loops.V // (hot_loops.WARP * kernel.elements) * body
+        < row
+        <= ROW[name.partition("Kernel")[0]]
+    )
     for other, times in [
         (name.replace("false", "true"), CLAMP),
         (name.replace(", 32, 1", ", 32, 2"), SECOND_HEAD),
     ]:
         if other != name:
-            assert row < sass.RowKernel(by_name(90)[other], 90).row_count() <= times * row
+            assert row < hot_loops.RowKernel(by_name(90)[other], 90).row_count() <= times * row
 
 
 @needs_tools
 @pytest.mark.parametrize("name", STEP)
 def test_a_step_of_the_lattice_is_short(name: str) -> None:
-    kernel = sass.SweepKernel(by_name(90)[name], 90)
-    assert kernel.steps == sass.STEPS_A_ROUND
+    kernel = hot_loops.SweepKernel(by_name(90)[name], 90)
+    assert kernel.steps == hot_loops.STEPS_A_ROUND
     walks = max(walk.one_warp() for walk in kernel.walks) / kernel.steps
     assert 0 < walks <= STEP[name]
     assert kernel.slots() <= STEP[name]
@@ -165,7 +165,7 @@ def test_accesses_loops_and_paths_are_found(small) -> None:
         return kernel.round(outer, times, off)
 
     def rare(block: int) -> bool:
-        return sass.calls_a_function(kernel.blocks[block])
+        return hot_loops.calls_a_function(kernel.blocks[block])
 
     longest = [path(rounds, rare) for rounds in (0, 1, 5)]
     for rounds, code in zip((0, 1, 5), longest, strict=True):

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # As CMake's Release does it; the architecture is named beside it.
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", f"-I{ROOT}"]
 NO_BARRIER = 7
