@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import cases
 import jax
 import numpy as np
-import simt_module
 from numpy.typing import NDArray
 
+import cases
+import simt_module
 from jax_mbrnnt import Arc, multiblank_arcs, rnnt_arcs, tdt_arcs
 
 from .apart import ROOT

@@ -1,6 +1,6 @@
 """Draws rivals.png from what was measured: the loss's time and the joint's memory against others'.
 
-`python docs/pictures/rivals.py` reads benchmarks/results/cpu.csv and joint.csv.
+`python docs/pictures/rivals.py` reads benchmarks/results/loss.csv and joint.csv.
 """
 
 import csv
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
 OURS, OTHERS = "#0072B2", "#999999"
 
-TIMES = {  # a program of cpu.csv, its name here
+TIMES = {  # a program of loss.csv, its name here
     "ours": "this package",
     "our pure JAX": "this package, its pure JAX",
     "strong": "pure JAX, gradient by hand",
@@ -24,6 +24,7 @@ TIMES = {  # a program of cpu.csv, its name here
     "ours, RNN-T": "this package, RNN-T",
     "torchaudio, RNN-T": "torchaudio, RNN-T",
 }
+CASE = "H 64, C 12"  # width of the joint, frames a chunk
 MEMORY = {  # the same of joint.csv
     "chunked": "this package, chunks of frames",
     "remat": "pure JAX, chunks of frames",
@@ -31,10 +32,14 @@ MEMORY = {  # the same of joint.csv
 }
 
 
-def rows_of(name: str, **wanted: str) -> dict[str, dict[str, str]]:
+def medians(name: str, quantity: str, **wanted: str) -> dict[str, float]:
+    """Of each program, where the columns have these values."""
     with (RESULTS / name).open() as file:
-        rows = list(csv.DictReader(file))
-    return {row["program"]: row for row in rows if all(row[key] == x for key, x in wanted.items())}
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    wanted |= {"quantity": quantity}
+    found = [row for row in rows if all(row[key] == x for key, x in wanted.items())]
+    assert found, f"{name}: no row has {wanted}"
+    return {row["program"]: float(row["median"]) for row in found if row["median"]}
 
 
 def points(axes: plt.Axes, values: dict[str, float], title: str) -> None:
@@ -55,22 +60,21 @@ def points(axes: plt.Axes, values: dict[str, float], title: str) -> None:
 
 
 def main(picture: pathlib.Path) -> None:
-    times = rows_of("cpu.csv", B="4", T="200", **{"U+1": "41"}, V="1024")
-    memory = rows_of("joint.csv", axis="T", value="800")
-    shape = memory["whole"]
-    size = [int(shape[key]) for key in ("B", "T", "U", "V")]
-    logits = 4 * size[0] * size[1] * (size[2] + 1) * size[3] / 2**20  # MiB
+    times = medians("loss.csv", "ms", shape="conformer", case="")
+    at = {"B": "4", "T": "800", "U": "40", "V": "512", "case": CASE}
+    memory = medians("joint.csv", "temporaries, MiB", **at)
+    logits = 4 * 4 * 800 * 41 * 512 / 2**20  # MiB
     figure, (upper, lower) = plt.subplots(
         2, figsize=(7, 5.4), layout="constrained", height_ratios=[len(TIMES), len(MEMORY) + 1]
     )
     points(
         upper,
-        {name: float(times[program]["median_ms"]) for program, name in TIMES.items()},
+        {name: times[program] for program, name in TIMES.items()},
         "Loss and gradient, ms\nmulti-blank (2, 4, 8), logits [4, 200, 41, 1024]",
     )
     points(
         lower,
-        {name: logits * float(memory[p]["temp_over_logits"]) for p, name in MEMORY.items()},
+        {name: memory[program] for program, name in MEMORY.items()},
         f"The same with a joint: temporary memory, MiB\nlogits [4, 800, 41, 512], {logits:.0f} MiB",
     )
     figure.savefig(picture, dpi=120)
