@@ -174,9 +174,10 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 
 @pytest.fixture(scope="module")
 def programs_in_common(compilation_cache: dict[str, str]) -> Iterator[None]:
-    """The processes that a module's tests start have them."""
+    """The processes that a module's tests start have them, and compile as these tests do."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in compilation_cache.items():
+        unoptimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+        for name, value in (compilation_cache | unoptimized).items():
             patch.setenv(name, value)
         yield
 

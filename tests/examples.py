@@ -17,9 +17,9 @@ encoder: {width: 64, layers: 2, heads: 2, kernel: 7, channels: 8, halvings: 2, d
           dtype: float32, remat: false, chunk: 8, left_chunks: 2}
 prediction: {kind: stateless, size: 2}
 joint: 48
-training: {steps: 360, frames_per_batch: 4800, buckets: 2, workers: 0, warmup_steps: 40,
+training: {steps: 300, frames_per_batch: 4800, buckets: 2, workers: 0, warmup_steps: 40,
            peak_learning_rate: 5.0e-3, weight_decay: 1.0e-3, average_decay: 0.98,
-           evaluate_every: 120, speeds: [100],
+           evaluate_every: 150, speeds: [100],
            augment: {band_masks: 1, most_bands: 5, time_masks: 0}}
 """
 

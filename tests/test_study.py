@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -160,13 +161,18 @@ def test_steps_without_jumps(name: str, chunked_joint: bool) -> None:
         "TDT": lambda x: example("jax_mbrnnt").tdt_loss(x, *operands, durations=(0, 1)),
     }[name](logits[..., ~jumps])
 
-    def losses_with(has_jumps: Any) -> jax.Array:
-        options = {"has_jumps": has_jumps, "chunked_joint": chunked_joint}
+    def losses_with(may_jump: Any) -> jax.Array:
+        options = {"may_jump": may_jump, "chunked_joint": chunked_joint}
         return recogniser.losses(batch, sigma_share=0.0, **options)
 
     losses = losses_with(False)
-    some = losses_with(np.array([True, False]))
+    some = losses_with(np.array([[True], [False]]))
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     every = losses_with(True)
     assert np.all(every != losses)
     np.testing.assert_allclose(some, [every[0], losses[1]], rtol=1e-6)
+
+    frames = rng.random((2, 10)) < 0.5
+    masked = jnp.where(frames[:, :, None, None] | ~jumps, logits, -jnp.inf)
+    at_some = dataclasses.replace(transducer, sigma=0.0)(masked, *operands)
+    np.testing.assert_allclose(losses_with(frames), at_some, rtol=1e-5)

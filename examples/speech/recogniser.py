@@ -100,7 +100,7 @@ class Recogniser(nnx.Module):
         batch: Batch,
         *,
         sigma_share: ArrayLike = 1.0,
-        has_jumps: ArrayLike = True,
+        may_jump: ArrayLike = True,
         chunked_joint: bool = True,
     ) -> jax.Array:
         """Returns the losses `[B]`, from all logits at once or, the same, a chunk at a time.
@@ -109,29 +109,33 @@ class Recogniser(nnx.Module):
           inputs_of_joint: of the utterances.
           batch: them.
           sigma_share: how much of the transducer's sigma counts.
-          has_jumps: whether arcs of several frames may be taken, for all utterances or for each,
-            `[B]`; else their classes are left out.
+          may_jump: where arcs of several frames may be taken, broadcast to `[B, T]`; elsewhere
+            their classes are left out.
           chunked_joint: whether to make the logits a chunk of frames at a time.
         """
         encoded, predicted, lengths = inputs_of_joint
         sigma = jnp.asarray(sigma_share) * self.transducer.sigma
         criterion = dataclasses.replace(self.transducer, sigma=sigma)
         jumps = jump_classes(self.transducer, self.output.out_features)
-        allowed = jnp.reshape(jnp.asarray(has_jumps), (-1, 1, 1, 1)) | ~jumps
-        mask = jnp.where(allowed, 0.0, -jnp.inf)
+
+        def left(logits: jax.Array, may_jump: jax.Array) -> jax.Array:
+            return jnp.where(may_jump[:, :, None, None].astype(bool) | ~jumps, logits, -jnp.inf)
+
+        may_jump = jnp.broadcast_to(jnp.asarray(may_jump), encoded.shape[:2])
         if not chunked_joint:
-            logits = self.joint(encoded[:, :, None], predicted[:, None])
-            logits += mask.astype(logits.dtype)
+            logits = left(self.joint(encoded[:, :, None], predicted[:, None]), may_jump)
             return criterion(logits, batch.labels, lengths, batch.label_lengths)
         graph, params = nnx.split(self.output)
 
-        def joint(params: Any, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
-            state, mask = params
-            logits = nnx.merge(graph, state)(jnp.tanh(encoded[:, :, None] + predicted[:, None]))
-            return logits + mask.astype(logits.dtype)
+        def joint(params: Any, frames: jax.Array, predicted: jax.Array) -> jax.Array:
+            encoded, may_jump = frames[..., :-1], frames[..., -1]
+            hidden = jnp.tanh(encoded[:, :, None] + predicted[:, None])
+            return left(nnx.merge(graph, params)(hidden), may_jump)
 
-        operands = encoded, predicted, batch.labels, lengths, batch.label_lengths
-        return criterion.joint_loss(joint, (params, mask), *operands)
+        # What belongs to a frame comes to the joint beside what was heard in it.
+        frames = jnp.concatenate([encoded, may_jump[..., None].astype(encoded.dtype)], axis=-1)
+        operands = frames, predicted, batch.labels, lengths, batch.label_lengths
+        return criterion.joint_loss(joint, params, *operands)
 
     def decode(self, batch: Batch, max_duration: int | None = None) -> GreedyDecoding:
         """Recognises the utterances (no label is looked at), taking the best class at each node."""

@@ -103,14 +103,14 @@ def train_step(
     optimizer: nnx.Optimizer[Recogniser],
     batch: Batch,
     sigma_share: ArrayLike,
-    has_jumps: ArrayLike,
+    may_jump: ArrayLike,
     chunked_joint: bool,
 ) -> jax.Array:
     """Updates the recogniser and returns the loss, in nats a character."""
 
     def loss_per_label(recogniser: Recogniser) -> jax.Array:
         losses = recogniser.losses(
-            batch, sigma_share=sigma_share, has_jumps=has_jumps, chunked_joint=chunked_joint
+            batch, sigma_share=sigma_share, may_jump=may_jump, chunked_joint=chunked_joint
         )
         return losses.sum() / batch.label_lengths.sum()
 
