@@ -112,7 +112,7 @@ def test_pieces_are_encoded_as_the_whole() -> None:
 def test_chunked_joint_learns_the_same(tmp_path: pathlib.Path) -> None:
     curves = []
     quick = ("--quick", "--synthetic", "--only", "multi-blank", "--steps", "12")
-    for flag in ((), ("--chunked-joint",)):
+    for flag in (("--all-logits",), ()):
         output = tmp_path / "".join(("run", *flag))
         finished = _run(*quick, "--output", str(output), *flag)
         assert finished.returncode == 0, finished.stderr

@@ -9,6 +9,7 @@ from speech.spec_augment import SpecAugment
 from spoken_words.augmentation import Augmentation
 from spoken_words.recipe import Recipe
 
+HELD_0 = ", held 0"
 CONSTANT = ((0.0, 1.0),)
 RISING = ((0.3, 0.0), (0.7, 1.0))
 MASKS = SpecAugment(band_masks=1, most_bands=5, time_masks=3, most_time=0.015)
@@ -39,22 +40,31 @@ def _arms(recipe: Recipe) -> Iterator[tuple[str, Arm]]:
         for name in names:
             yield f"{name}{how}", Arm(other.transducers[name], other)
 
-    everybody = recipe.transducers
-    jumping = ("multi-blank", "TDT")
-    sigma = recipe.sigma
+    def all_with(how: str, **values: Any) -> Iterator[tuple[str, Arm]]:
+        yield from changed(["RNN-T"], how, **values)
+        yield from jumping_with(how, **values)
 
-    yield from changed(everybody, "")
+    def jumping_with(how: str, **values: Any) -> Iterator[tuple[str, Arm]]:
+        yield from changed(["TDT"], how, **values)
+        # Compared when multi-blank's recipe had no frames yet at which it may not jump.
+        yield from changed(["multi-blank"], f"{HELD_0}{how}", multiblank_held=0.0, **values)
+
+    sigma = recipe.sigma
+    yield from changed(recipe.transducers, "")
+    yield from changed(["multi-blank"], HELD_0, multiblank_held=0.0)
     yield from changed(["TDT"], ", omega 0", tdt_omega=0.0)
-    yield from changed(["multi-blank"], ", omega 0.1", multiblank_omega=0.1)
-    yield from changed(["multi-blank"], ", FastEmit 0", multiblank_fastemit=0.0)
-    yield from changed(jumping, f", sigma {sigma} throughout", sigma_shares=CONSTANT)
-    yield from changed(jumping, f", sigma from 0 to {sigma}", sigma_shares=RISING)
-    yield from changed(jumping, ", sigma 0", sigma_shares=((0.0, 0.0),))
-    yield from changed(everybody, ", masks", augmentation=Augmentation(masks=MASKS))
-    yield from changed(everybody, ", nothing cut off", augmentation=Augmentation(most_cut=0))
-    yield from changed(everybody, ", half the steps", steps=recipe.steps // 2)
-    yield from changed(everybody, ", twice the steps", steps=2 * recipe.steps)
+    before = {"multiblank_held": 0.0}
+    yield from changed(["multi-blank"], f"{HELD_0}, omega 0.1", multiblank_omega=0.1, **before)
+    yield from changed(["multi-blank"], f"{HELD_0}, FastEmit 0", multiblank_fastemit=0.0, **before)
+    yield from jumping_with(f", sigma {sigma} throughout", sigma_shares=CONSTANT)
+    yield from jumping_with(f", sigma from 0 to {sigma}", sigma_shares=RISING)
+    yield from jumping_with(", sigma 0", sigma_shares=((0.0, 0.0),))
+    yield from all_with(", masks", augmentation=Augmentation(masks=MASKS))
+    yield from all_with(", nothing cut off", augmentation=Augmentation(most_cut=0))
+    yield from all_with(", half the steps", steps=recipe.steps // 2)
+    yield from all_with(", twice the steps", steps=2 * recipe.steps)
     for durations in ((2,), (2, 4), (2, 4, 8), tuple(range(2, 9))):
         name = ", ".join(map(str, durations)) if len(durations) < 4 else "2 to 8"
-        yield from changed(["multi-blank"], f" of {name}", big_blank_durations=durations)
+        values = before | {"big_blank_durations": durations}
+        yield from changed(["multi-blank"], f" of {name}{HELD_0}", **values)
     yield from changed(["TDT"], " of 0 to 8", durations=tuple(range(9)))

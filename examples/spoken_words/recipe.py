@@ -34,6 +34,8 @@ class Recipe:
       tdt_omega: share of the utterances that the TDT learns without jumps of several frames. So
         it learns what to do at every frame, also at those that it would have skipped.
       multiblank_omega: the same of multi-blank, which then jumps much less.
+      multiblank_held: share of the frames at which multi-blank may not jump. So it comes to other
+        frames behind them, and learns what to do at those, too.
       multiblank_fastemit: by how much its labels are favoured over blanks, and so over jumps.
       sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
       sigma_shares: how much of it counts when: shares of the steps and of sigma, linear in between.
@@ -60,6 +62,7 @@ class Recipe:
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
     tdt_omega: float = 0.1
     multiblank_omega: float = 0.0
+    multiblank_held: float = 0.1
     multiblank_fastemit: float = 0.02
     sigma: float = 0.05
     sigma_shares: tuple[tuple[float, float], ...] = ((0.4, 1.0), (0.8, 0.0))
@@ -82,6 +85,10 @@ class Recipe:
     def omega_of(self, transducer: Transducer) -> float:
         """The share of the utterances that it learns without jumps."""
         return self.tdt_omega if isinstance(transducer, TDT) else self.multiblank_omega
+
+    def held_of(self, transducer: Transducer) -> float:
+        """The share of the frames at which it may not jump."""
+        return 0.0 if isinstance(transducer, TDT) else self.multiblank_held
 
 
 FULL = Recipe()

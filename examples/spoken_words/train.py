@@ -54,8 +54,8 @@ class Options(devices.Options):
     """Of the utterances, parameters, batches and noise."""
     output: pathlib.Path = pathlib.Path("spoken_words_output")
     """Directory for pictures, results.json and checkpoints."""
-    chunked_joint: bool = False
-    """Hand the loss the joint network: the same training in less memory, no logits are kept."""
+    all_logits: bool = False
+    """Hand the loss all logits, not the joint network: the same training in more memory."""
     resume: bool = False
     """Go on from the checkpoints in the output directory instead of starting anew."""
 
@@ -152,7 +152,7 @@ def train_with_progress_bar(
 
         directory = checkpoints / name
         return train(
-            recipe, transducer, buckets, options.seed, directory, mesh, show, options.chunked_joint
+            recipe, transducer, buckets, options.seed, directory, mesh, show, not options.all_logits
         )
 
 

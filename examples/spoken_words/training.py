@@ -16,7 +16,7 @@ from speech import checkpoints, devices
 from speech.batches import Batch
 from speech.optimizer import make_optimizer
 from spoken_words.features import Bucket, random_batch
-from spoken_words.model import Recogniser
+from spoken_words.model import SUBSAMPLING, Recogniser
 from spoken_words.recipe import Recipe
 
 
@@ -28,7 +28,7 @@ def train(
     directory: pathlib.Path,
     mesh: Mesh,
     on_step: Callable[[int, float], None],
-    chunked_joint: bool = False,
+    chunked_joint: bool = True,
 ) -> tuple[Recogniser, list[float]]:
     """Trains a recogniser, from the last checkpoint on if there is one.
 
@@ -43,7 +43,7 @@ def train(
       directory: absolute path of that for the checkpoints.
       mesh: the devices that share the utterances of a batch.
       on_step: called with the number of steps done and the loss after each step.
-      chunked_joint: whether the loss makes the logits a chunk of frames at a time.
+      chunked_joint: whether the loss makes the logits a chunk of frames at a time, and keeps none.
 
     Returns:
       The recogniser, on one device, and the loss of every step, in nats a character.
@@ -62,10 +62,10 @@ def train(
         for step in range(len(losses), recipe.steps):
             rng = np.random.default_rng((seed, step))
             batch = random_batch(rng, buckets, recipe.batch_size, recipe.augmentation)
-            has_jumps = rng.random(recipe.batch_size) >= recipe.omega_of(transducer)
+            may_jump = draw_jumps(rng, recipe, transducer, batch)
             own = devices.spread(mesh, devices.own_part(batch))
             share = recipe.sigma_share(step)
-            loss = train_step(recogniser, optimizer, own, share, has_jumps, chunked_joint)
+            loss = train_step(recogniser, optimizer, own, share, may_jump, chunked_joint)
             losses.append(float(loss))
             on_step(step + 1, losses[-1])
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
@@ -73,6 +73,15 @@ def train(
                 checkpoints.save(manager, step + 1, (recogniser, optimizer), **others)
     devices.take_home(recogniser)
     return recogniser, losses
+
+
+def draw_jumps(
+    rng: np.random.Generator, recipe: Recipe, transducer: Transducer, batch: Batch
+) -> np.ndarray:
+    """Draws where in the frames `[B, T]` of the encoder the transducer may jump in this step."""
+    size, frames = len(batch.features), batch.features.shape[1] // SUBSAMPLING
+    in_utterance = rng.random((size, 1)) >= recipe.omega_of(transducer)
+    return in_utterance & (rng.random((size, frames)) >= recipe.held_of(transducer))
 
 
 def load(recipe: Recipe, transducer: Transducer, directory: pathlib.Path) -> Recogniser:
