@@ -17,8 +17,6 @@ from spoken_words.features import Bucket, to_text
 from spoken_words.model import Recogniser
 
 BEAM = 4
-NARROW = {"beam": 2, "threshold": 0.7}
-"""A beam that looks twice only where the recogniser is in doubt."""
 
 
 class Recognition(NamedTuple):
@@ -49,14 +47,12 @@ def recognise(
     return _recognition(decode, recogniser, bucket, batch_size)
 
 
-def recognise_with_beam(
-    recogniser: Recogniser, bucket: Bucket, batch_size: int, beam: int = BEAM, **options: Any
-) -> Recognition:
-    """The same by beam search, with the options of `beam_decode`: the best hypotheses."""
+def recognise_with_beam(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> Recognition:
+    """The same by beam search: the best hypotheses."""
 
     @nnx.jit
     def decode(recogniser: Recogniser, batch: Batch) -> BeamDecoding:
-        found = recogniser.decode_with_beam(batch, beam, **options)
+        found = recogniser.decode_with_beam(batch, BEAM)
         return found._replace(labels=found.labels[:, 0], label_lengths=found.label_lengths[:, 0])
 
     return _recognition(decode, recogniser, bucket, batch_size)

@@ -24,7 +24,6 @@ from speech import devices
 from spoken_words.analysis import arcs_taken, delay, longest_before, paths
 from spoken_words.arms import Arm, arms
 from spoken_words.evaluation import (
-    NARROW,
     Recognition,
     count_beam_errors,
     decoding_times,
@@ -153,8 +152,7 @@ class Study:
         for test, bucket in sets.tests.items():
             greedy = recognise(recogniser, bucket, batch_size)
             beam = recognise_with_beam(recogniser, bucket, batch_size)
-            narrow = recognise_with_beam(recogniser, bucket, batch_size, **NARROW)
-            found = {"greedy": greedy, "beam": beam, "narrow beam": narrow}
+            found = {"greedy": greedy, "beam": beam}
             found |= {
                 f"at most {longest}": recognise(recogniser, bucket, batch_size, longest)
                 for longest in arm.shorter
