@@ -119,11 +119,13 @@ def search(
         scores = {labels: score(labels) for labels in pieces}
         floor = max(scores.values()) - threshold
         best = sorted(scores, key=lambda labels: -scores[labels])[:beam]
+        # Many alignments may share a hypothesis: the best one stays.
+        most = max(p.total + bonus(y) for y in best for p in pieces[y].values())
         pieces = {
             labels: {
                 t: piece
                 for t, piece in pieces[labels].items()
-                if t == length or piece.total + bonus(labels) >= floor
+                if t == length or piece.total + bonus(labels) >= min(floor, most)
             }
             for labels in best
             if scores[labels] >= floor and scores[labels] > -math.inf

@@ -147,7 +147,7 @@ def test_without_pruning_it_is_the_likelihood_of_every_sequence(transducer: Tran
 def test_pruned(transducer: Transducer) -> None:
     """By beam and threshold, utterances of all lengths; the batch is searched out of step."""
     lengths = [14, 6, 0, 13, 1]
-    for seed, threshold in ((1, 6.0), (2, 3.0), (3, math.inf)):
+    for seed, threshold in ((1, 6.0), (2, 3.0), (3, math.inf), (4, 0.3), (5, 0.0)):
         model = make_model(seed, batch=5, frames=14, transducer=transducer)
         found = beam_search(model, lengths, traced={"threshold": threshold}, beam=4)
         for b, length in enumerate(lengths):

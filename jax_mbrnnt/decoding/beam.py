@@ -133,8 +133,9 @@ def beam_decode(
       beam: how many hypotheses of an utterance are kept. 1 is allowed: it still sums over the
         alignments of its sequence.
       threshold: nats at least 0, may be traced. Whatever is so much less probable than the best
-        hypothesis is dropped: other hypotheses, but also single alignments, so that a search with
-        big blanks skips frames. Larger ones find more and cost more; see `docs/beam.md`.
+        hypothesis is dropped: other hypotheses, but also single alignments (never the best one),
+        so that a search with big blanks skips frames. Larger ones find more and cost more; see
+        `docs/beam.md`.
       candidates: at most so many labels are considered as the next of a hypothesis at a node, the
         most probable ones for the transducer. If None, `beam`, which are all that count, and twice
         as many with a language model, which may prefer others.

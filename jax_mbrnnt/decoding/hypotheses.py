@@ -247,13 +247,16 @@ def advance(
     Also returns `[B]` by how much n goes on.
     """
     sums = alignments.sums
-    best = jnp.max(total(sums) + hypotheses.extras, axis=1)
-    floor = best[:, None] - threshold - hypotheses.extras
-    drops = sums < floor[..., None]
+    scores = total(sums) + hypotheses.extras
+    floor = jnp.max(scores, axis=1, keepdims=True) - threshold
+    of_alignments = sums + hypotheses.extras[..., None]
+    # The best alignment stays, though it may be far below its hypothesis, where many share that.
+    most = jnp.max(of_alignments, axis=(1, 2))[:, None]
+    drops = of_alignments < jnp.minimum(floor, most)[..., None]
     # A hypothesis that has come to the end is dropped as a whole or not at all.
     columns = sums.shape[-1]
     is_last = jnp.arange(columns, dtype=jnp.int32)[None, None] == columns - 1
-    drops = jnp.where(is_last, (total(sums) < floor)[..., None], drops)
+    drops = jnp.where(is_last, (scores < floor)[..., None], drops)
     alignments = none_where(drops, alignments)
 
     waits = jnp.any(alignments.sums[..., :-1] > -jnp.inf, axis=1)  # [B, J]
