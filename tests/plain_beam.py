@@ -119,8 +119,9 @@ def search(
         scores = {labels: score(labels) for labels in pieces}
         floor = max(scores.values()) - threshold
         best = sorted(scores, key=lambda labels: -scores[labels])[:beam]
+        best = [y for y in best if scores[y] >= floor and scores[y] > -math.inf]
         # Many alignments may share a hypothesis: the best one stays.
-        most = max(p.total + bonus(y) for y in best for p in pieces[y].values())
+        most = max((p.total + bonus(y) for y in best for p in pieces[y].values()), default=floor)
         pieces = {
             labels: {
                 t: piece
@@ -128,7 +129,6 @@ def search(
                 if t == length or piece.total + bonus(labels) >= min(floor, most)
             }
             for labels in best
-            if scores[labels] >= floor and scores[labels] > -math.inf
         }
 
     ended = [

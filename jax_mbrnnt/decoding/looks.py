@@ -172,7 +172,8 @@ class Looks(NamedTuple):
         )
         logits = jnp.where(is_child, -jnp.inf, row.logits)
         most = row.of_logit(jnp.max(logits, axis=1))
-        floor = jnp.maximum(here + jnp.maximum(stays, most + gain), best) - self.threshold
+        # In the order of the sums below: at a threshold of 0 the best label comes up to itself.
+        floor = jnp.maximum(jnp.maximum(here + stays, here + gain + most), best) - self.threshold
 
         def is_worth(logit: jax.Array) -> jax.Array:
             """Whether a label with this logit, `[R, ...]`, comes up to the threshold."""
