@@ -37,7 +37,8 @@ class Recipe:
       multiblank_held: share of the frames at which multi-blank may not jump. So it comes to other
         frames behind them, and learns what to do at those, too.
       multiblank_fastemit: by how much its labels are favoured over blanks, and so over jumps.
-      sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
+      tdt_sigma: logit under-normalisation. Without any they hardly learn to skip frames.
+      multiblank_sigma: the same of multi-blank; more, because frames are held.
       sigma_shares: how much of it counts when: shares of the steps and of sigma, linear in between.
         What is left of it at the end costs words: see the study.
     """
@@ -62,9 +63,10 @@ class Recipe:
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
     tdt_omega: float = 0.1
     multiblank_omega: float = 0.0
-    multiblank_held: float = 0.1
+    multiblank_held: float = 0.15
     multiblank_fastemit: float = 0.02
-    sigma: float = 0.05
+    tdt_sigma: float = 0.05
+    multiblank_sigma: float = 0.1
     sigma_shares: tuple[tuple[float, float], ...] = ((0.4, 1.0), (0.8, 0.0))
 
     def sigma_share(self, step: int) -> float:
@@ -76,10 +78,10 @@ class Recipe:
         """The recognisers to compare; all that differs between them is said here."""
         big = MultiblankRNNT(
             big_blank_durations=self.big_blank_durations,
-            sigma=self.sigma,
+            sigma=self.multiblank_sigma,
             fastemit_lambda=self.multiblank_fastemit,
         )
-        tdt = TDT(durations=self.durations, sigma=self.sigma)
+        tdt = TDT(durations=self.durations, sigma=self.tdt_sigma)
         return {"RNN-T": MultiblankRNNT(), "multi-blank": big, "TDT": tdt}
 
     def omega_of(self, transducer: Transducer) -> float:
