@@ -174,7 +174,7 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 
 @pytest.fixture(scope="module")
 def programs_in_common(compilation_cache: dict[str, str]) -> Iterator[None]:
-    """The processes that a module's tests start have them, and compile as these tests do."""
+    """The processes that a module's tests start have them, and compile as quickly as the tests."""
     with pytest.MonkeyPatch.context() as patch:
         unoptimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
         for name, value in (compilation_cache | unoptimized).items():
