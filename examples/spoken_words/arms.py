@@ -9,9 +9,6 @@ from speech.spec_augment import SpecAugment
 from spoken_words.augmentation import Augmentation
 from spoken_words.recipe import Recipe
 
-HELD_0 = ", held 0"
-"""Multi-blank as it was before frames were held, when most ways of training it were compared."""
-BEFORE = {"multiblank_held": 0.0, "multiblank_sigma": 0.05}
 CONSTANT = ((0.0, 1.0),)
 RISING = ((0.3, 0.0), (0.7, 1.0))
 MASKS = SpecAugment(band_masks=1, most_bands=5, time_masks=3, most_time=0.015)
@@ -42,29 +39,24 @@ def _arms(recipe: Recipe) -> Iterator[tuple[str, Arm]]:
         for name in names:
             yield f"{name}{how}", Arm(other.transducers[name], other)
 
-    def all_with(how: str, **values: Any) -> Iterator[tuple[str, Arm]]:
-        yield from changed(["RNN-T"], how, **values)
-        yield from jumping_with(how, **values)
+    everybody = recipe.transducers
+    jumping = ("multi-blank", "TDT")
+    sigma = recipe.sigma
 
-    def jumping_with(how: str, **values: Any) -> Iterator[tuple[str, Arm]]:
-        yield from changed(["TDT"], how, **values)
-        yield from changed(["multi-blank"], f"{HELD_0}{how}", **BEFORE, **values)
-
-    sigma = recipe.tdt_sigma
-    yield from changed(recipe.transducers, "")
-    yield from changed(["multi-blank"], HELD_0, **BEFORE)
+    yield from changed(everybody, "")
     yield from changed(["TDT"], ", omega 0", tdt_omega=0.0)
-    yield from changed(["multi-blank"], f"{HELD_0}, omega 0.1", multiblank_omega=0.1, **BEFORE)
-    yield from changed(["multi-blank"], f"{HELD_0}, FastEmit 0", multiblank_fastemit=0.0, **BEFORE)
-    yield from jumping_with(f", sigma {sigma} throughout", sigma_shares=CONSTANT)
-    yield from jumping_with(f", sigma from 0 to {sigma}", sigma_shares=RISING)
-    yield from jumping_with(", sigma 0", sigma_shares=((0.0, 0.0),))
-    yield from all_with(", masks", augmentation=Augmentation(masks=MASKS))
-    yield from all_with(", nothing cut off", augmentation=Augmentation(most_cut=0))
-    yield from all_with(", half the steps", steps=recipe.steps // 2)
-    yield from all_with(", twice the steps", steps=2 * recipe.steps)
+    yield from changed(["multi-blank"], ", omega 0.1", multiblank_omega=0.1)
+    yield from changed(["multi-blank"], ", FastEmit 0", multiblank_fastemit=0.0)
+    held = {"multiblank_held": 0.15, "sigma": 0.1}
+    yield from changed(["multi-blank"], ", held 0.15, sigma 0.1", **held)
+    yield from changed(jumping, f", sigma {sigma} throughout", sigma_shares=CONSTANT)
+    yield from changed(jumping, f", sigma from 0 to {sigma}", sigma_shares=RISING)
+    yield from changed(jumping, ", sigma 0", sigma_shares=((0.0, 0.0),))
+    yield from changed(everybody, ", masks", augmentation=Augmentation(masks=MASKS))
+    yield from changed(everybody, ", nothing cut off", augmentation=Augmentation(most_cut=0))
+    yield from changed(everybody, ", half the steps", steps=recipe.steps // 2)
+    yield from changed(everybody, ", twice the steps", steps=2 * recipe.steps)
     for durations in ((2,), (2, 4), (2, 4, 8), tuple(range(2, 9))):
         name = ", ".join(map(str, durations)) if len(durations) < 4 else "2 to 8"
-        values = BEFORE | {"big_blank_durations": durations}
-        yield from changed(["multi-blank"], f" of {name}{HELD_0}", **values)
+        yield from changed(["multi-blank"], f" of {name}", big_blank_durations=durations)
     yield from changed(["TDT"], " of 0 to 8", durations=tuple(range(9)))

@@ -34,11 +34,10 @@ class Recipe:
       tdt_omega: share of the utterances that the TDT learns without jumps of several frames. So
         it learns what to do at every frame, also at those that it would have skipped.
       multiblank_omega: the same of multi-blank, which then jumps much less.
-      multiblank_held: share of the frames at which multi-blank may not jump. So it comes to other
-        frames behind them, and learns what to do at those, too.
+      multiblank_held: share of the frames, drawn anew in every step, at which multi-blank may not
+        jump. So it comes to other frames, and learns what to do at those, too.
       multiblank_fastemit: by how much its labels are favoured over blanks, and so over jumps.
-      tdt_sigma: logit under-normalisation. Without any they hardly learn to skip frames.
-      multiblank_sigma: the same of multi-blank; more, because frames are held.
+      sigma: logit under-normalisation of these two. Without any they hardly learn to skip frames.
       sigma_shares: how much of it counts when: shares of the steps and of sigma, linear in between.
         What is left of it at the end costs words: see the study.
     """
@@ -63,10 +62,9 @@ class Recipe:
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
     tdt_omega: float = 0.1
     multiblank_omega: float = 0.0
-    multiblank_held: float = 0.15
+    multiblank_held: float = 0.0
     multiblank_fastemit: float = 0.02
-    tdt_sigma: float = 0.05
-    multiblank_sigma: float = 0.1
+    sigma: float = 0.05
     sigma_shares: tuple[tuple[float, float], ...] = ((0.4, 1.0), (0.8, 0.0))
 
     def sigma_share(self, step: int) -> float:
@@ -78,10 +76,10 @@ class Recipe:
         """The recognisers to compare; all that differs between them is said here."""
         big = MultiblankRNNT(
             big_blank_durations=self.big_blank_durations,
-            sigma=self.multiblank_sigma,
+            sigma=self.sigma,
             fastemit_lambda=self.multiblank_fastemit,
         )
-        tdt = TDT(durations=self.durations, sigma=self.tdt_sigma)
+        tdt = TDT(durations=self.durations, sigma=self.sigma)
         return {"RNN-T": MultiblankRNNT(), "multi-blank": big, "TDT": tdt}
 
     def omega_of(self, transducer: Transducer) -> float:
