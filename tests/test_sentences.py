@@ -172,7 +172,7 @@ def test_another_configuration_is_not_resumed(corpus: pathlib.Path, trained: Tra
             str(corpus / "size.yaml"),
             "--resume",
         ),
-        *("--train", "train", "--dev", "dev", "--output", str(output), "--steps", "300"),
+        *("--train", "train", "--dev", "dev", "--output", str(output), "--steps", "200"),
     )
     assert finished.returncode == 1
     assert "is of another configuration" in finished.stderr
