@@ -119,7 +119,7 @@ def test_rows_are_made_once(tmp_path: pathlib.Path) -> None:
         assert not one.has(name, 0, times=True)
     rows = one.rows(arm="multi-blank of 2, 4", what="easy test")
     assert len(rows) == 1
-    assert {*rows[0]["decoding"]} == {"greedy", "beam", "at most 2", "at most 1"}
+    assert {*rows[0]["decoding"]} == {"greedy", "beam", "narrow beam", "at most 2", "at most 1"}
     assert math.isfinite(rows[0]["delay"])
     assert one.rows(arm="RNN-T", what="easy test")[0]["delay"] == 0
 

@@ -17,6 +17,8 @@ from spoken_words.features import Bucket, to_text
 from spoken_words.model import Recogniser
 
 BEAM = 4
+NARROW = {"beam": 2, "threshold": 0.7}
+"""A beam that looks further only where the recogniser is in doubt: next to no more nodes."""
 
 
 class Recognition(NamedTuple):
@@ -47,12 +49,14 @@ def recognise(
     return _recognition(decode, recogniser, bucket, batch_size)
 
 
-def recognise_with_beam(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> Recognition:
-    """The same by beam search: the best hypotheses."""
+def recognise_with_beam(
+    recogniser: Recogniser, bucket: Bucket, batch_size: int, beam: int = BEAM, **options: Any
+) -> Recognition:
+    """The same by beam search, with the options of `beam_decode`: the best hypotheses."""
 
     @nnx.jit
     def decode(recogniser: Recogniser, batch: Batch) -> BeamDecoding:
-        found = recogniser.decode_with_beam(batch, BEAM)
+        found = recogniser.decode_with_beam(batch, beam, **options)
         return found._replace(labels=found.labels[:, 0], label_lengths=found.label_lengths[:, 0])
 
     return _recognition(decode, recogniser, bucket, batch_size)

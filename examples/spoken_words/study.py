@@ -24,6 +24,7 @@ from speech import devices
 from spoken_words.analysis import arcs_taken, delay, longest_before, paths
 from spoken_words.arms import Arm, arms
 from spoken_words.evaluation import (
+    NARROW,
     Recognition,
     count_beam_errors,
     decoding_times,
@@ -152,7 +153,8 @@ class Study:
         for test, bucket in sets.tests.items():
             greedy = recognise(recogniser, bucket, batch_size)
             beam = recognise_with_beam(recogniser, bucket, batch_size)
-            found = {"greedy": greedy, "beam": beam}
+            narrow = recognise_with_beam(recogniser, bucket, batch_size, **NARROW)
+            found = {"greedy": greedy, "beam": beam, "narrow beam": narrow}
             found |= {
                 f"at most {longest}": recognise(recogniser, bucket, batch_size, longest)
                 for longest in arm.shorter
