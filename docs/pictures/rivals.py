@@ -61,9 +61,10 @@ def points(axes: plt.Axes, values: dict[str, float], title: str) -> None:
 
 def main(picture: pathlib.Path) -> None:
     times = medians("loss.csv", "ms", shape="conformer", case="")
-    at = {"B": "4", "T": "800", "U": "40", "V": "512", "case": CASE}
+    B, T, U, V = 4, 800, 40, 512
+    at = {"B": str(B), "T": str(T), "U": str(U), "V": str(V), "case": CASE}
     memory = medians("joint.csv", "temporaries, MiB", **at)
-    logits = 4 * 4 * 800 * 41 * 512 / 2**20  # MiB
+    logits = f"logits [{B}, {T}, {U + 1}, {V}], {4 * B * T * (U + 1) * V / 2**20:.0f} MiB"
     figure, (upper, lower) = plt.subplots(
         2, figsize=(7, 5.4), layout="constrained", height_ratios=[len(TIMES), len(MEMORY) + 1]
     )
@@ -75,7 +76,7 @@ def main(picture: pathlib.Path) -> None:
     points(
         lower,
         {name: memory[program] for program, name in MEMORY.items()},
-        f"The same with a joint: temporary memory, MiB\nlogits [4, 800, 41, 512], {logits:.0f} MiB",
+        f"The same with a joint: temporary memory, MiB\n{logits}",
     )
     figure.savefig(picture, dpi=120)
 

@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from speech.intervals import Interval, WordErrors, difference_interval, rate_interval
+from spoken_words.evaluation import NARROW
 
 Row = dict[str, Any]
 
@@ -133,10 +134,9 @@ def _table_of_decodings(rows: Sequence[Row], names: Sequence[str]) -> str:
                 evaluations = f"{at.joint_evaluations:.1f}"
                 lines.append([name, how, _percent(at.errors.rate), at.interval, evaluations])
     head = ["", "how", "WER %", "95 %", "nodes"]
-    return (
-        "**Decoding with shorter durations than in training, and with a narrow beam** (of 2; what "
-        "is 0.7 nats below the best is dropped)\n\n" + markdown(head, lines)
-    )
+    options = ", ".join(f"{name} {value}" for name, value in NARROW.items())
+    title = "Decoding with shorter durations than in training, and with a narrow beam"
+    return f"**{title}** ({options})\n\n" + markdown(head, lines)
 
 
 def _table_of_jumps(rows: Sequence[Row], names: Sequence[str]) -> str:
