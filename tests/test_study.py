@@ -1,9 +1,16 @@
-"""The example's study: are errors and their intervals counted right, is no row made twice?"""
+"""The example's study: are errors and their intervals counted right, is no row made twice?
+
+And parts that both examples share.
+"""
 
 import dataclasses
 import json
 import math
+import os
 import pathlib
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -11,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples import example
+from examples import EXAMPLES, example
 
 for module in ("flax", "jiwer", "matplotlib", "optax", "orbax.checkpoint", "rich", "scipy", "tyro"):
     pytest.importorskip(module, reason="needs the extra `examples`")
@@ -176,3 +183,34 @@ def test_steps_without_jumps(name: str, chunked_joint: bool) -> None:
     masked = jnp.where(frames[:, :, None, None] | ~jumps, logits, -jnp.inf)
     at_some = dataclasses.replace(transducer, sigma=0.0)(masked, *operands)
     np.testing.assert_allclose(losses_with(frames), at_some, rtol=1e-5)
+
+
+_COUNT_FAULTS = """
+import resource, statistics, sys
+import jax, jax.numpy as jnp
+import speech.allocator
+
+if sys.argv[1] == "keep":
+    speech.allocator.keep_freed_memory()
+x = jnp.ones((1 << 24,))
+step = jax.jit(lambda x: x + 1)  # 64 MiB: more than glibc ever keeps by itself
+faults = []
+for _ in range(40):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(statistics.median_low(faults[20:]))  # before, the heap grows to what it needs
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_a_step_finds_its_memory_again() -> None:
+    """Pages that a step of 64 MiB has to map anew: next to none where memory is kept."""
+
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", _COUNT_FAULTS, how]
+        environment = os.environ | {"PYTHONPATH": str(EXAMPLES), "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, env=environment, capture_output=True, check=True)
+        return int(done.stdout)
+
+    assert faults("keep") < 100 < faults("leave")

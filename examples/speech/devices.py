@@ -9,6 +9,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from speech.allocator import keep_freed_memory
 from speech.batches import Batch
 
 
@@ -50,6 +51,7 @@ def make_mesh(
     """
     if devices < 1:
         raise ValueError(f"expected at least 1 device, got {devices}")
+    keep_freed_memory()
     jax.config.update("jax_num_cpu_devices", devices)  # Of other kinds there are as many as it is.
     processes = coordinator, num_processes, process_id
     if any(given is not None for given in processes):
