@@ -72,8 +72,12 @@ def test_quick_synthetic_run_and_resume(tmp_path: pathlib.Path) -> None:
         assert statistics.mean(losses[20:25]) < statistics.mean(losses[15:20])
         assert statistics.mean(losses[-5:]) < 0.8 * statistics.mean(losses[:5])
         assert measured["loss"] < before[name]["loss"]
-        assert measured["joint_evaluations"] > 0
-        assert 0 <= measured["beam_errors"] <= len(measured["references"])
+        assert {*measured["searches"]} == {"greedy", "narrow beam"}
+        for found in measured["searches"].values():
+            low, high = found["interval"]
+            assert low <= found["word_error_rate"] <= high
+            assert found["joint_evaluations"] > 0
+            assert len(found["hypotheses"]) == len(measured["references"])
     for picture in ("losses.png", "lattices.png"):
         assert (tmp_path / picture).read_bytes().startswith(_PNG_SIGNATURE)
 

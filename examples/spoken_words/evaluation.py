@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +11,17 @@ from flax import nnx
 
 from jax_mbrnnt import BeamDecoding, GreedyDecoding
 from speech.batches import Batch
-from speech.intervals import Interval, WordErrors, rate_interval, word_errors
+from speech.intervals import WordErrors, word_errors
 from speech.log_mel import FRAME_SECONDS
 from spoken_words.features import Bucket, to_text
 from spoken_words.model import Recogniser
 
-BEAM = 4
-NARROW = {"beam": 2, "threshold": 0.7}
-"""A beam that looks further only where the recogniser is in doubt: next to no more nodes."""
+BEAMS: dict[str, dict[str, Any]] = {
+    "beam": {"beam": 4},
+    "narrow beam": {"beam": 2, "threshold": 0.7},
+}
+"""Options of `beam_decode`. A narrow beam looks further only where the recogniser is in doubt, and
+so visits next to no more nodes than a greedy search does."""
 
 
 class Recognition(NamedTuple):
@@ -50,13 +53,13 @@ def recognise(
 
 
 def recognise_with_beam(
-    recogniser: Recogniser, bucket: Bucket, batch_size: int, beam: int = BEAM, **options: Any
+    recogniser: Recogniser, bucket: Bucket, batch_size: int, **options: Any
 ) -> Recognition:
     """The same by beam search, with the options of `beam_decode`: the best hypotheses."""
 
     @nnx.jit
     def decode(recogniser: Recogniser, batch: Batch) -> BeamDecoding:
-        found = recogniser.decode_with_beam(batch, beam, **options)
+        found = recogniser.decode_with_beam(batch, **options)
         return found._replace(labels=found.labels[:, 0], label_lengths=found.label_lengths[:, 0])
 
     return _recognition(decode, recogniser, bucket, batch_size)
@@ -75,60 +78,60 @@ def _recognition(
 
 
 @dataclasses.dataclass(frozen=True)
+class Searched:
+    """What a search found in the test utterances.
+
+    Attributes:
+      errors: of words.
+      joint_evaluations: a mean over the utterances.
+      seconds: the search alone, a mean over some utterances; each decoded on its own.
+      hypotheses: what was recognised.
+    """
+
+    errors: WordErrors
+    joint_evaluations: float
+    seconds: float
+    hypotheses: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What was measured on the test utterances.
 
     Attributes:
       loss: negative log-likelihood, in nats a character, without under-normalisation (sigma), so
         that it means the same for every recogniser.
-      word_error_rate: as a fraction.
-      interval: its 95 % interval.
-      joint_evaluations: a mean over the utterances.
-      search_seconds: the search alone, a mean over some utterances; each decoded on its own.
-      decoding_seconds: with the encoder.
-      real_time_factor: seconds of decoding for a second of speech.
-      beam_word_error_rate: of a beam search with `BEAM` hypotheses.
-      beam_seconds: as `search_seconds`, of the beam search.
-      beam_errors: in how many utterances the beam's best hypothesis is less probable, summed over
-        all alignments, than what was recognised without a beam.
+      searches: by name: greedy, and by a narrow beam.
+      decoding_seconds: greedy search with the encoder, measured as the searches are.
+      real_time_factor: seconds of that for a second of speech.
       references: what was said.
-      hypotheses: what was recognised.
     """
 
     loss: float
-    word_error_rate: float
-    interval: Interval
-    joint_evaluations: float
-    search_seconds: float
+    searches: dict[str, Searched]
     decoding_seconds: float
     real_time_factor: float
-    beam_word_error_rate: float
-    beam_seconds: float
-    beam_errors: int
     references: list[str]
-    hypotheses: list[str]
 
 
 def evaluate(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> Evaluation:
     """Measures a recogniser on the utterances of a bucket."""
-    greedy = recognise(recogniser, bucket, batch_size)
-    beam = recognise_with_beam(recogniser, bucket, batch_size)
-    errors = greedy.errors  # counted at each asking
-    times = decoding_times(recogniser, bucket, batch_size=1)
-    speech = bucket.take(np.arange(times.utterances)).feature_lengths.mean() * FRAME_SECONDS
+    beams = {"narrow beam": BEAMS["narrow beam"]}
+    found = {"greedy": recognise(recogniser, bucket, batch_size)} | {
+        name: recognise_with_beam(recogniser, bucket, batch_size, **options)
+        for name, options in beams.items()
+    }
+    seconds = decoding_times(recogniser, bucket, 1, beams)
+    speech = bucket.first(_TIMED).whole().feature_lengths.mean() * FRAME_SECONDS
     return Evaluation(
         loss=float(_losses(recogniser, bucket, batch_size).sum() / bucket.num_labels()),
-        word_error_rate=errors.rate,
-        interval=rate_interval(errors),
-        joint_evaluations=float(greedy.joint_evaluations.mean()),
-        search_seconds=times.greedy,
-        decoding_seconds=times.whole,
-        real_time_factor=times.whole / float(speech),
-        beam_word_error_rate=beam.errors.rate,
-        beam_seconds=times.beam,
-        beam_errors=count_beam_errors(recogniser, bucket, batch_size, greedy, beam),
-        references=greedy.references,
-        hypotheses=greedy.hypotheses,
+        searches={
+            name: Searched(x.errors, float(x.joint_evaluations.mean()), seconds[name], x.hypotheses)
+            for name, x in found.items()
+        },
+        decoding_seconds=seconds["whole"],
+        real_time_factor=seconds["whole"] / float(speech),
+        references=bucket.texts(),
     )
 
 
@@ -142,19 +145,22 @@ def count_beam_errors(
     return int((of_beam > of_greedy + 1e-3).sum())
 
 
-class Times(NamedTuple):
-    """Seconds an utterance: medians of several rounds over the same ones."""
-
-    utterances: int
-    greedy: float  # the search alone
-    beam: float  # likewise
-    whole: float  # encoder and greedy search
+_TIMED = 64
+"""The utterances, the first ones, whose decoding is timed."""
 
 
 def decoding_times(
-    recogniser: Recogniser, bucket: Bucket, batch_size: int, utterances: int = 64, rounds: int = 5
-) -> Times:
-    """Measures programs of `jax.jit`: each call of `nnx.jit` costs as much as a search."""
+    recogniser: Recogniser,
+    bucket: Bucket,
+    batch_size: int,
+    beams: Mapping[str, Mapping[str, Any]],
+    rounds: int = 5,
+) -> dict[str, float]:
+    """Seconds an utterance, medians of several rounds over the same ones.
+
+    Of the searches alone, greedy and by beams, and of the whole: encoder and greedy search. They
+    are programs of `jax.jit`: each call of `nnx.jit` costs as much as a search.
+    """
     graph, state = nnx.split(recogniser)
 
     def jitted(f: Callable[[Recogniser, Any], Any]) -> Callable[[Any], Any]:
@@ -162,11 +168,15 @@ def decoding_times(
         return lambda operand: program(state, operand)
 
     encode = jitted(lambda recogniser, batch: recogniser.encoder(batch))
-    batches = [jax.device_put(x) for x in bucket.first(utterances).batches(batch_size)]
+    batches = [jax.device_put(x) for x in bucket.first(_TIMED).batches(batch_size)]
     encoded = [encode(batch) for batch in batches]
+
+    def by_beam(options: Mapping[str, Any]) -> Callable[[Any], Any]:
+        return jitted(lambda recogniser, x: recogniser.search_with_beam(*x, **options))
+
     searches = {
         "greedy": (jitted(lambda recogniser, x: recogniser.search(*x)), encoded),
-        "beam": (jitted(lambda recogniser, x: recogniser.search_with_beam(*x, BEAM)), encoded),
+        **{name: (by_beam(options), encoded) for name, options in beams.items()},
         "whole": (jitted(lambda recogniser, batch: recogniser.decode(batch)), batches),
     }
     seconds: dict[str, list[float]] = {name: [] for name in searches}
@@ -177,8 +187,8 @@ def decoding_times(
             start = time.perf_counter()
             for operand in operands:
                 jax.block_until_ready(search(operand))
-            seconds[name].append((time.perf_counter() - start) / utterances)
-    return Times(utterances, **{name: float(np.median(x)) for name, x in seconds.items()})
+            seconds[name].append((time.perf_counter() - start) / min(_TIMED, len(bucket)))
+    return {name: float(np.median(x)) for name, x in seconds.items()}
 
 
 def _losses(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> np.ndarray:

@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jax_mbrnnt import Arc
+from speech.intervals import difference_interval, rate_interval
 from speech.log_mel import FRAME_SECONDS
-from spoken_words.evaluation import BEAM, Evaluation
+from spoken_words.evaluation import BEAMS, Evaluation, Searched
 from spoken_words.model import ENCODER_FRAME_SECONDS
 from spoken_words.recipe import Recipe
 
@@ -35,57 +36,55 @@ _RECOGNISER_COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
 def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None:
-    """Prints the recognisers side by side."""
+    """Prints the recognisers side by side, and each beside the RNN-T, if that is one of them."""
     table = Table(title="Unseen utterances", box=rich.box.SIMPLE_HEAD)
     table.add_column("recogniser", no_wrap=True)
     for heading in (
-        "loss\n(nats/char)",
-        "word errors\n(%)",
-        "95 %",
-        "joint\nevaluations",
-        "search\n(ms)",
-        "and encoder\n(ms)",
+        *("word\nerrors, %", "95 %", "above the RNN-T,\n95 %"),
+        *("joint\nevaluations", "search\nms"),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, evaluation in evaluations.items():
-        table.add_row(
-            name,
-            f"{evaluation.loss:.4f}",
-            f"{100 * evaluation.word_error_rate:.2f}",
-            str(evaluation.interval),
-            f"{evaluation.joint_evaluations:.1f}",
-            f"{1000 * evaluation.search_seconds:.2f}",
-            f"{1000 * evaluation.decoding_seconds:.2f}",
-        )
+    for search in next(iter(evaluations.values())).searches:
+        options = [f"{key} {value}" for key, value in BEAMS.get(search, {}).items()]
+        table.add_row(", ".join([search, *options]), style="bold")
+        for name, evaluation in evaluations.items():
+            found, of_rnnt = evaluation.searches[search], evaluations.get("RNN-T", evaluation)
+            above = difference_interval(found.errors, of_rnnt.searches[search].errors)
+            table.add_row(
+                f"  {name}",
+                f"{100 * found.errors.rate:.2f}",
+                str(rate_interval(found.errors)),
+                "" if of_rnnt is evaluation else str(above),
+                f"{found.joint_evaluations:.1f}",
+                f"{1000 * found.seconds:.2f}",
+            )
+        table.add_section()
     console.print(table, "Means over the utterances, each decoded on its own.\n")
 
-    table = Table(title=f"Beam search, {BEAM} hypotheses", box=rich.box.SIMPLE_HEAD)
+    table = Table(box=rich.box.SIMPLE_HEAD)
     table.add_column("recogniser", no_wrap=True)
-    for heading in ("word error\nrate", "search\n(ms)", "less probable\nthan without"):
+    for heading in ("loss, nats\na character", "encoder and\ngreedy search, ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, evaluation in evaluations.items():
-        table.add_row(
-            name,
-            f"{evaluation.beam_word_error_rate:.2%}",
-            f"{1000 * evaluation.beam_seconds:.2f}",
-            f"{evaluation.beam_errors} of {len(evaluation.references)}",
-        )
+        milliseconds = 1000 * evaluation.decoding_seconds
+        table.add_row(name, f"{evaluation.loss:.4f}", f"{milliseconds:.2f}")
     console.print(table)
 
 
 def print_samples(console: Console, evaluations: Mapping[str, Evaluation], count: int = 4) -> None:
     """Prints what was said and what was recognised, misrecognised utterances first."""
     references = next(iter(evaluations.values())).references
+    heard = {name: e.searches["greedy"].hypotheses for name, e in evaluations.items()}
 
     def mistakes(i: int) -> float:
-        return sum(jiwer.wer(references[i], e.hypotheses[i]) for e in evaluations.values())
+        return sum(jiwer.wer(references[i], hypotheses[i]) for hypotheses in heard.values())
 
     table = Table(title="Some of them, the worst first", box=rich.box.SIMPLE, show_header=False)
     for i in sorted(range(len(references)), key=mistakes, reverse=True)[:count]:
         table.add_row("said", references[i], style="bold")
-        for name, evaluation in evaluations.items():
-            is_right = evaluation.hypotheses[i] == references[i]
-            table.add_row(name, evaluation.hypotheses[i], style="green" if is_right else "red")
+        for name, hypotheses in heard.items():
+            is_right = hypotheses[i] == references[i]
+            table.add_row(name, hypotheses[i], style="green" if is_right else "red")
         table.add_section()
     console.print(table)
 
@@ -200,8 +199,15 @@ def write_json(
         "seconds": seconds,
         "recipe": dataclasses.asdict(recipe),
         "recognisers": {
-            name: {"training_losses": losses[name], **dataclasses.asdict(evaluation)}
+            name: {"training_losses": losses[name], **vars(evaluation)}
+            | {"searches": {how: _plain(found) for how, found in evaluation.searches.items()}}
             for name, evaluation in evaluations.items()
         },
     }
     path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _plain(found: Searched) -> dict[str, Any]:
+    errors = found.errors
+    rates = {"word_error_rate": errors.rate, "interval": rate_interval(errors)}
+    return rates | {name: value for name, value in vars(found).items() if name != "errors"}

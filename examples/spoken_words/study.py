@@ -24,7 +24,7 @@ from speech import devices
 from spoken_words.analysis import arcs_taken, delay, longest_before, paths
 from spoken_words.arms import Arm, arms
 from spoken_words.evaluation import (
-    NARROW,
+    BEAMS,
     Recognition,
     count_beam_errors,
     decoding_times,
@@ -152,14 +152,16 @@ class Study:
         batch_size = arm.recipe.batch_size
         for test, bucket in sets.tests.items():
             greedy = recognise(recogniser, bucket, batch_size)
-            beam = recognise_with_beam(recogniser, bucket, batch_size)
-            narrow = recognise_with_beam(recogniser, bucket, batch_size, **NARROW)
-            found = {"greedy": greedy, "beam": beam, "narrow beam": narrow}
+            found = {"greedy": greedy}
+            found |= {
+                name: recognise_with_beam(recogniser, bucket, batch_size, **options)
+                for name, options in BEAMS.items()
+            }
             found |= {
                 f"at most {longest}": recognise(recogniser, bucket, batch_size, longest)
                 for longest in arm.shorter
             }
-            worse = count_beam_errors(recogniser, bucket, batch_size, greedy, beam)
+            worse = count_beam_errors(recogniser, bucket, batch_size, greedy, found["beam"])
             self._append(
                 {"arm": name, "seed": seed, "what": f"{test} test", "beam_errors": worse}
                 | {"words": "".join(map(str, greedy.errors.words))}
@@ -198,8 +200,7 @@ class Study:
         recogniser = load(arm.recipe, arm.transducer, self._checkpoints(name, seed))
         row: dict[str, Any] = {"arm": name, "seed": seed, "what": "times"}
         for size in (1, 16):
-            times = decoding_times(recogniser, sets.tests["easy"], size)
-            row[f"B={size}"] = times._asdict()
+            row[f"B={size}"] = decoding_times(recogniser, sets.tests["easy"], size, BEAMS)
         self._append(row)
 
 

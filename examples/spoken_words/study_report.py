@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from speech.intervals import Interval, WordErrors, difference_interval, rate_interval
-from spoken_words.evaluation import NARROW
+from spoken_words.evaluation import BEAMS
 
 Row = dict[str, Any]
 
@@ -134,7 +134,7 @@ def _table_of_decodings(rows: Sequence[Row], names: Sequence[str]) -> str:
                 evaluations = f"{at.joint_evaluations:.1f}"
                 lines.append([name, how, _percent(at.errors.rate), at.interval, evaluations])
     head = ["", "how", "WER %", "95 %", "nodes"]
-    options = ", ".join(f"{name} {value}" for name, value in NARROW.items())
+    options = ", ".join(f"{name} {value}" for name, value in BEAMS["narrow beam"].items())
     title = "Decoding with shorter durations than in training, and with a narrow beam"
     return f"**{title}** ({options})\n\n" + markdown(head, lines)
 
@@ -165,21 +165,20 @@ def _table_of_jumps(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 
 def _table_of_times(rows: Sequence[Row], names: Sequence[str]) -> str:
+    ways = {"greedy": "greedy", "narrow beam": "narrow beam"}
+    ways |= {"beam": "beam 4", "whole": "with encoder"}
     lines = []
     for name in names:
         found = [row for row in rows if row["arm"] == name and row["what"] == "times"]
         if found:
             cells = [
-                f"{1000 * float(np.mean([row[size][what] for row in found])):.2f}"
+                f"{1000 * float(np.mean([row[size][how] for row in found])):.2f}"
                 for size in ("B=1", "B=16")
-                for what in ("greedy", "beam", "whole")
+                for how in ways
             ]
             lines.append([name, *cells])
-    head = ["ms an utterance"] + [
-        f"{what}, {size}"
-        for size in ("B = 1", "B = 16")
-        for what in ("greedy", "beam 4", "with encoder")
-    ]
+    head = ["ms an utterance"]
+    head += [f"{what}, {size}" for size in ("B = 1", "B = 16") for what in ways.values()]
     return "**Decoding times**\n\n" + markdown(head, lines)
 
 
