@@ -35,40 +35,39 @@ _BLANK_COLOURS = ("#000000", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E
 _RECOGNISER_COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
-def print_table(console: Console, evaluations: Mapping[str, Evaluation]) -> None:
+def print_tables(console: Console, evaluations: Mapping[str, Evaluation]) -> None:
     """Prints the recognisers side by side, and each beside the RNN-T, if that is one of them."""
-    table = Table(title="Unseen utterances", box=rich.box.SIMPLE_HEAD)
-    table.add_column("recogniser", no_wrap=True)
-    for heading in (
-        *("word\nerrors, %", "95 %", "above the RNN-T,\n95 %"),
-        *("joint\nevaluations", "search\nms"),
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
     for search in next(iter(evaluations.values())).searches:
-        options = [f"{key} {value}" for key, value in BEAMS.get(search, {}).items()]
-        table.add_row(", ".join([search, *options]), style="bold")
+        options = [f"{name} {value}" for name, value in BEAMS.get(search, {}).items()]
+        heads = ("word\nerrors, %", "95 %", "above the\nRNN-T, 95 %", "joint\nevaluations", "ms")
+        table = _table(", ".join(["Unseen utterances", search, *options]), heads)
         for name, evaluation in evaluations.items():
             found, of_rnnt = evaluation.searches[search], evaluations.get("RNN-T", evaluation)
             above = difference_interval(found.errors, of_rnnt.searches[search].errors)
             table.add_row(
-                f"  {name}",
+                name,
                 f"{100 * found.errors.rate:.2f}",
                 str(rate_interval(found.errors)),
                 "" if of_rnnt is evaluation else str(above),
                 f"{found.joint_evaluations:.1f}",
                 f"{1000 * found.seconds:.2f}",
             )
-        table.add_section()
-    console.print(table, "Means over the utterances, each decoded on its own.\n")
+        console.print(table)
+    console.print("Milliseconds are the search's alone, of an utterance that is decoded by itself.\n")
 
-    table = Table(box=rich.box.SIMPLE_HEAD)
-    table.add_column("recogniser", no_wrap=True)
-    for heading in ("loss, nats\na character", "encoder and\ngreedy search, ms"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table("", ("loss, nats\na character", "encoder and\ngreedy search, ms"))
     for name, evaluation in evaluations.items():
         milliseconds = 1000 * evaluation.decoding_seconds
         table.add_row(name, f"{evaluation.loss:.4f}", f"{milliseconds:.2f}")
     console.print(table)
+
+
+def _table(title: str, heads: Sequence[str]) -> Table:
+    table = Table(title=title, box=rich.box.SIMPLE_HEAD)
+    table.add_column("recogniser", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
 
 
 def print_samples(console: Console, evaluations: Mapping[str, Evaluation], count: int = 4) -> None:

@@ -99,7 +99,7 @@ def main(options: Options) -> None:
 
     if not devices.is_first_process():
         return
-    report.print_table(console, evaluations)
+    report.print_tables(console, evaluations)
     report.print_samples(console, evaluations)
     report.plot_losses(output / "losses.png", losses)
     shown = sorted(test_set, key=lambda utterance: utterance.seconds)[len(test_set) // 3]
