@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from flax import nnx
 
+from exact_chunks import Lattices
+
 from .apart import ROOT
-from .exact_chunks import Lattices
 
 sys.path.insert(0, str(ROOT / "examples"))
 

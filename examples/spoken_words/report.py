@@ -53,7 +53,9 @@ def print_tables(console: Console, evaluations: Mapping[str, Evaluation]) -> Non
                 f"{1000 * found.seconds:.2f}",
             )
         console.print(table)
-    console.print("Milliseconds are the search's alone, of an utterance that is decoded by itself.\n")
+    console.print(
+        "Milliseconds are the search's alone, of an utterance that is decoded by itself.\n"
+    )
 
     table = _table("", ("loss, nats\na character", "encoder and\ngreedy search, ms"))
     for name, evaluation in evaluations.items():
