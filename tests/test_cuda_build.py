@@ -23,7 +23,7 @@ def missing() -> str | None:
 
 needs_tools = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-# One of each generation. sm_86, 89 and 100 would double the time, and compile what 80, 90 do.
+# One of each generation. sm_86 and 100 would double the time, and compile what 80, 90 do.
 ARCHITECTURES = [75, 80, 90, 120]
 # Where nearly all of the time goes.
 HOT = re.compile(r"(ArcLogProbs|LogitGradients|Posteriors)Kernel<.*|SweepKernel<(?!.*-1>).*")
