@@ -214,3 +214,16 @@ def test_a_step_finds_its_memory_again() -> None:
         return int(done.stdout)
 
     assert faults("keep") < 100 < faults("leave")
+
+
+def test_a_step_is_looked_at_behind_the_next_one() -> None:
+    seen: list[int] = []
+    steps = example("speech.steps").Steps(seen.append)
+    steps.wait()
+    assert seen == []
+    for step in range(1, 4):
+        steps.started(step)
+        assert seen == [*range(1, step)]
+    for _ in range(2):
+        steps.wait()
+        assert seen == [1, 2, 3]

@@ -23,6 +23,7 @@ from speech.batches import Batch
 from speech.optimizer import make_optimizer
 from speech.recogniser import Recogniser
 from speech.schedule import share_at
+from speech.steps import Steps
 
 _STATISTICS_FROM = 500
 
@@ -96,7 +97,7 @@ def train(
     training = make_training(config, labels, seed)
     parts = mesh.size, jax.process_index(), jax.process_count()
     batches = iter(training_input(buckets, config, seed, *parts))
-    steps, key = config.training.steps, jax.random.key(seed)
+    num_steps, key = config.training.steps, jax.random.key(seed)
 
     with (
         contextlib.closing(batches),
@@ -111,16 +112,19 @@ def train(
         if first:
             where = grain.checkpoint.CheckpointRestore(batches)
             checkpoints.restore(manager, first, training, input=where)
-        for step in range(first, steps if stop_at is None else min(stop_at, steps)):
+        steps = Steps(lambda measured: on_step(measured[0], Step(*map(float, measured[1]))))
+        for step in range(first, num_steps if stop_at is None else min(stop_at, num_steps)):
             batch = devices.spread(mesh, next(batches))
-            share = share_at(config.transducer.sigma_shares, step / steps)
+            share = share_at(config.transducer.sigma_shares, step / num_steps)
             weights = config.training.average_decay, config.training.ctc_weight
             measured = train_step(*training, batch, step, share, key, *weights)
-            on_step(step + 1, Step(*map(float, measured)))
-            if (step + 1) % config.training.evaluate_every == 0 or step + 1 == steps:
+            steps.started((step + 1, measured))
+            if (step + 1) % config.training.evaluate_every == 0 or step + 1 == num_steps:
+                steps.wait()
                 on_evaluation(step + 1, taken_home(training.average))
                 where = grain.checkpoint.CheckpointSave(batches)
                 checkpoints.save(manager, step + 1, training, input=where)
+        steps.wait()  # stopped elsewhere
 
 
 @nnx.jit

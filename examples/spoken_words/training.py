@@ -15,6 +15,7 @@ from jax_mbrnnt import Transducer
 from speech import checkpoints, devices
 from speech.batches import Batch
 from speech.optimizer import make_optimizer
+from speech.steps import Steps
 from spoken_words.features import Bucket, random_batch
 from spoken_words.model import SUBSAMPLING, Recogniser
 from spoken_words.recipe import Recipe
@@ -59,16 +60,21 @@ def train(
             others = checkpoints.restore(manager, last_step, modules, losses=ocp.args.JsonRestore())
             losses = others.losses
             on_step(last_step, losses[-1])
+
+        def note(loss: jax.Array) -> None:
+            losses.append(float(loss))
+            on_step(len(losses), losses[-1])
+
+        steps = Steps(note)
         for step in range(len(losses), recipe.steps):
             rng = np.random.default_rng((seed, step))
             batch = random_batch(rng, buckets, recipe.batch_size, recipe.augmentation)
             may_jump = draw_jumps(rng, recipe, transducer, batch)
             own = devices.spread(mesh, devices.own_part(batch))
             share = recipe.sigma_share(step)
-            loss = train_step(recogniser, optimizer, own, share, may_jump, chunked_joint)
-            losses.append(float(loss))
-            on_step(step + 1, losses[-1])
+            steps.started(train_step(recogniser, optimizer, own, share, may_jump, chunked_joint))
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+                steps.wait()
                 others = {"losses": ocp.args.JsonSave(losses)}
                 checkpoints.save(manager, step + 1, (recogniser, optimizer), **others)
     devices.take_home(recogniser)
