@@ -44,6 +44,7 @@ def make_mesh(
 ) -> Mesh:
     """Joins the other processes, if there are any, and lines up `devices` devices of each.
 
+    From here on this process keeps the memory that it frees: XLA's threads begin here.
     Nothing may have asked JAX for a device before.
 
     Raises:

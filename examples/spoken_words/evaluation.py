@@ -11,7 +11,7 @@ from flax import nnx
 
 from jax_mbrnnt import BeamDecoding, GreedyDecoding
 from speech.batches import Batch
-from speech.intervals import WordErrors, word_errors
+from speech.intervals import Interval, WordErrors, rate_interval, word_errors
 from speech.log_mel import FRAME_SECONDS
 from spoken_words.features import Bucket, to_text
 from spoken_words.model import Recogniser
@@ -83,12 +83,14 @@ class Searched:
 
     Attributes:
       errors: of words.
+      interval: 95 % of their rate.
       joint_evaluations: a mean over the utterances.
       seconds: the search alone, a mean over some utterances; each decoded on its own.
       hypotheses: what was recognised.
     """
 
     errors: WordErrors
+    interval: Interval
     joint_evaluations: float
     seconds: float
     hypotheses: list[str]
@@ -122,13 +124,15 @@ def evaluate(recogniser: Recogniser, bucket: Bucket, batch_size: int) -> Evaluat
         for name, options in beams.items()
     }
     seconds = decoding_times(recogniser, bucket, 1, beams)
+
+    def searched(found: Recognition, seconds: float) -> Searched:
+        errors, nodes = found.errors, float(found.joint_evaluations.mean())
+        return Searched(errors, rate_interval(errors), nodes, seconds, found.hypotheses)
+
     speech = bucket.first(_TIMED).whole().feature_lengths.mean() * FRAME_SECONDS
     return Evaluation(
         loss=float(_losses(recogniser, bucket, batch_size).sum() / bucket.num_labels()),
-        searches={
-            name: Searched(x.errors, float(x.joint_evaluations.mean()), seconds[name], x.hypotheses)
-            for name, x in found.items()
-        },
+        searches={name: searched(x, seconds[name]) for name, x in found.items()},
         decoding_seconds=seconds["whole"],
         real_time_factor=seconds["whole"] / float(speech),
         references=bucket.texts(),
@@ -187,7 +191,7 @@ def decoding_times(
             start = time.perf_counter()
             for operand in operands:
                 jax.block_until_ready(search(operand))
-            seconds[name].append((time.perf_counter() - start) / min(_TIMED, len(bucket)))
+            seconds[name].append((time.perf_counter() - start) / _TIMED)
     return {name: float(np.median(x)) for name, x in seconds.items()}
 
 

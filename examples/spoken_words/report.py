@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jax_mbrnnt import Arc
-from speech.intervals import difference_interval, rate_interval
+from speech.intervals import difference_interval
 from speech.log_mel import FRAME_SECONDS
 from spoken_words.evaluation import BEAMS, Evaluation, Searched
 from spoken_words.model import ENCODER_FRAME_SECONDS
@@ -47,7 +47,7 @@ def print_tables(console: Console, evaluations: Mapping[str, Evaluation]) -> Non
             table.add_row(
                 name,
                 f"{100 * found.errors.rate:.2f}",
-                str(rate_interval(found.errors)),
+                str(found.interval),
                 "" if of_rnnt is evaluation else str(above),
                 f"{found.joint_evaluations:.1f}",
                 f"{1000 * found.seconds:.2f}",
@@ -209,6 +209,5 @@ def write_json(
 
 
 def _plain(found: Searched) -> dict[str, Any]:
-    errors = found.errors
-    rates = {"word_error_rate": errors.rate, "interval": rate_interval(errors)}
-    return rates | {name: value for name, value in vars(found).items() if name != "errors"}
+    others = {name: value for name, value in vars(found).items() if name != "errors"}
+    return {"word_error_rate": found.errors.rate} | others

@@ -152,8 +152,7 @@ class Study:
         batch_size = arm.recipe.batch_size
         for test, bucket in sets.tests.items():
             greedy = recognise(recogniser, bucket, batch_size)
-            found = {"greedy": greedy}
-            found |= {
+            found = {"greedy": greedy} | {
                 name: recognise_with_beam(recogniser, bucket, batch_size, **options)
                 for name, options in BEAMS.items()
             }
